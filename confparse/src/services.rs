@@ -8,7 +8,7 @@ use core::net::IpAddr;
 use core::time::Duration;
 use tcpstate::Side;
 use tcpstate::config::{
-    Balance, Handshake, HealthCheck, Protocol, ProxyHeader, Reach, ServiceConfig, ServiceRoute, ServiceServer,
+    Balance, Handshake, HealthCheck, Network, Protocol, ProxyHeader, Reach, ServiceConfig, ServiceRoute, ServiceServer,
 };
 use tcpstate::service::{default_mac, is_mapped, names};
 use tcpstate::wire::{Addr, Mac};
@@ -18,6 +18,9 @@ pub(crate) const MOST: usize = 256;
 const MOST_ROUTES: usize = 10_000;
 const MOST_SERVERS: usize = 64;
 const MOST_POOL: usize = 16;
+const MOST_PROXIES: usize = 64;
+/// What a protocol is written behind, among the names of a route.
+const ALPN: &str = "alpn:";
 /// How long a client may take unless a block says otherwise.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -28,14 +31,25 @@ const fn key(name: &'static str, takes: Takes, unit: &'static str, help: &'stati
 const SERVERS: &str = "`\"192.0.2.10:443\"`, with `*3` behind it for three times as many connections";
 
 /// The keys of a block.
-pub(crate) static KEYS: [Key; 18] = [
+pub(crate) static KEYS: [Key; 19] = [
     key("address", Takes::Address, "", "the address that the box owns"),
     key("port", Takes::Number { min: 1, max: 65535 }, "", "its port"),
     key("vlan", Takes::Number { min: 0, max: 4094 }, "", "the VLAN of its clients and servers, 0 without a tag"),
     key("mac", Takes::Texts("`\"02:00:5e:00:00:01\"`"), "", "the Ethernet address at which the box has it"),
     key("protocol", Takes::Word(&["tls", "http"]), "", "what clients speak"),
     key("proxy", Takes::Word(&["none", "v1", "v2"]), "", "the header of the PROXY protocol that servers get"),
-    key("routes", Takes::Texts("`\"a.example *.b.example = 192.0.2.10:443\"`"), "", "servers by name"),
+    key(
+        "proxy_from",
+        Takes::Texts("`\"192.0.2.0/24\"`"),
+        "",
+        "networks of proxies whose connections begin with a header of the PROXY protocol",
+    ),
+    key(
+        "routes",
+        Takes::Texts("`\"a.example *.b.example = 192.0.2.10:443\"`"),
+        "",
+        "servers by name, and by protocol as `alpn:h2`",
+    ),
     key("default", Takes::Texts(SERVERS), "", "servers for everything else"),
     key("next_hop", Takes::Address, "", "the router to the servers"),
     key(
@@ -90,6 +104,7 @@ pub(crate) struct Draft {
     mac: Option<Mac>,
     protocol: Protocol,
     header: ProxyHeader,
+    proxies: Vec<Network>,
     routes: Vec<ServiceRoute>,
     default: Vec<ServiceServer>,
     next_hop: Option<Addr>,
@@ -152,6 +167,15 @@ impl Draft {
                     _ => ProxyHeader::None,
                 };
             }
+            ("proxy_from", Value::Texts(texts)) => {
+                if texts.len() > MOST_PROXIES {
+                    return wrong(
+                        format!("`proxy_from` has {} networks, and {MOST_PROXIES} is the most", texts.len()),
+                        "",
+                    );
+                }
+                self.proxies = texts.iter().map(|text| network(text)).collect::<Result<_, _>>()?;
+            }
             ("mac", Value::Texts(texts)) => match &texts[..] {
                 [text] => self.mac = Some(mac(text)?),
                 _ => {
@@ -164,6 +188,17 @@ impl Draft {
                     return wrong(format!("`routes` has {} entries, and {MOST_ROUTES} is the most", texts.len()), "");
                 }
                 self.routes = texts.iter().map(|text| route(text)).collect::<Result<_, _>>()?;
+                let mut protocols: Vec<_> = self.routes.iter().flat_map(|route| &route.alpn).collect();
+                protocols.sort_unstable();
+                protocols.dedup();
+                if protocols.len() > names::MOST_PROTOCOLS {
+                    let message = format!(
+                        "`routes` names {} protocols, and {} is the most",
+                        protocols.len(),
+                        names::MOST_PROTOCOLS
+                    );
+                    return wrong(message, "");
+                }
             }
             _ => {}
         }
@@ -178,10 +213,18 @@ impl Draft {
         let Some(port) = self.port else {
             return wrong("this block does not say which port it is for", "expected `port = 443;`");
         };
-        let Draft { vlan, mac, protocol, header, routes, default, next_hop, reach, pool, balance, .. } = self;
+        let Draft { vlan, mac, protocol, header, proxies, routes, default, next_hop, reach, pool, balance, .. } = self;
         if routes.is_empty() && default.is_empty() {
             let expected = "expected `routes`, or a `default`";
             return wrong("this service has no servers", expected);
+        }
+        if protocol != Protocol::Tls && routes.iter().any(|route| !route.alpn.is_empty()) {
+            let message = "only clients of TLS say which protocols they offer";
+            return wrong(message, "expected `protocol = tls;` beside `alpn:…` in `routes`");
+        }
+        if proxies.iter().any(|proxy| is_mapped(&proxy.address) != is_mapped(&address)) {
+            let message = "a service and the proxies in front of it have addresses of the same IP version";
+            return wrong(message, "expected networks of that version in `proxy_from`");
         }
         let all = || routes.iter().flat_map(|route| &route.servers).chain(&default);
         let others = all().map(|server| &server.address).chain(&next_hop).chain(&pool);
@@ -225,6 +268,7 @@ impl Draft {
             mac,
             protocol,
             header,
+            proxies,
             routes,
             default,
             next_hop,
@@ -290,7 +334,12 @@ fn route(text: &str) -> Result<ServiceRoute, Complaint> {
     let Some((names, places)) = text.split_once('=') else {
         return wrong(format!("`{text}` is no route"), expected);
     };
-    let names: Vec<String> = names.split_whitespace().map(str::to_ascii_lowercase).collect();
+    let (alpn, names): (Vec<&str>, Vec<&str>) = names.split_whitespace().partition(|word| word.starts_with(ALPN));
+    let names: Vec<String> = names.into_iter().map(str::to_ascii_lowercase).collect();
+    let alpn: Vec<String> = alpn.into_iter().map(|word| word[ALPN.len()..].to_owned()).collect();
+    if let Some(protocol) = alpn.iter().find(|protocol| !names::is_protocol(protocol)) {
+        return wrong(format!("`{ALPN}{protocol}` names no protocol"), "expected one as `alpn:h2` or `alpn:http/1.1`");
+    }
     if let Some(name) = names.iter().find(|name| !names::is_pattern(name)) {
         return wrong(
             format!("`{name}` is no name"),
@@ -298,10 +347,20 @@ fn route(text: &str) -> Result<ServiceRoute, Complaint> {
         );
     }
     let servers = servers(places.split_whitespace())?;
-    if names.is_empty() || servers.is_empty() {
+    if names.is_empty() && alpn.is_empty() || servers.is_empty() {
         return wrong(format!("`{text}` is no route"), expected);
     }
-    Ok(ServiceRoute { names, servers })
+    Ok(ServiceRoute { names, alpn, servers })
+}
+
+/// A network, or an address alone.
+fn network(text: &str) -> Result<Network, Complaint> {
+    let named = |message: &str| format!("`{text}` {message}");
+    match Servers::read(text) {
+        Ok((servers, beyond)) if servers.port.is_none() && !beyond => Ok(servers.as_network()),
+        Ok(_) => wrong(named("is no network"), "expected one as `\"192.0.2.0/24\"`, without bits beyond its prefix"),
+        Err(servers::Mistake { message, expected }) => wrong(named(&message), expected),
+    }
 }
 
 fn address(text: &str) -> Result<Addr, Complaint> {
@@ -337,7 +396,7 @@ fn server_text(server: &ServiceServer) -> String {
 /// A service as its block stands in a file, without the braces.
 pub(crate) fn block(service: &ServiceConfig) -> String {
     let ServiceConfig { address, port, vlan, mac, protocol, header, routes, default, next_hop, patience, .. } = service;
-    let ServiceConfig { reach, pool, balance, check, of_lan, side, .. } = service;
+    let ServiceConfig { proxies, reach, pool, balance, check, of_lan, side, .. } = service;
     let mut out = format!("address = {}; port = {port};", quoted(&servers::unambiguous(ip(address))));
     let mut add = |text: String| {
         out.push(' ');
@@ -357,11 +416,19 @@ pub(crate) fn block(service: &ServiceConfig) -> String {
         ProxyHeader::V2 => add("proxy = v2;".to_owned()),
     }
     let list = |texts: Vec<String>| texts.iter().map(|text| quoted(text)).collect::<Vec<_>>().join(", ");
+    if !proxies.is_empty() {
+        let networks = proxies.iter().map(|network| Servers::of_network(network).to_string()).collect();
+        add(format!("proxy_from = {{ {} }};", list(networks)));
+    }
     let all = |servers: &[ServiceServer]| servers.iter().map(server_text).collect::<Vec<_>>();
     if !routes.is_empty() {
         let routes = routes
             .iter()
-            .map(|route| format!("{} = {}", route.names.join(" "), all(&route.servers).join(" ")))
+            .map(|route| {
+                let alpn = route.alpn.iter().map(|protocol| format!("{ALPN}{protocol}"));
+                let asked: Vec<_> = route.names.iter().cloned().chain(alpn).collect();
+                format!("{} = {}", asked.join(" "), all(&route.servers).join(" "))
+            })
             .collect();
         add(format!("routes = {{ {} }};", list(routes)));
     }

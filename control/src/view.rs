@@ -118,6 +118,9 @@ pub struct Flow {
     /// Of a connection to a service, the address and port that the server sees.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
+    /// Of a connection to a service that a proxy has opened, the address and port of its client, as the proxy tells by the PROXY protocol.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
 }
 
 /// One endpoint of a connection.

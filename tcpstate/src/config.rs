@@ -502,11 +502,14 @@ pub struct ServiceServer {
     pub weight: u16,
 }
 
-/// Where clients go that ask for some names.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Where clients go that ask for some names, or offer some protocols.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceRoute {
-    /// The names: whole ones, or `*.` and a name for everything below it.
+    /// The names: whole ones, or `*.` and a name for everything below it. None stand for every client, with a name or without, that offers one of the
+    /// protocols.
     pub names: Vec<String>,
+    /// Protocols of which the client must offer one (ALPN, RFC 7301); it need offer none if there are none here.
+    pub alpn: Vec<String>,
     /// The servers, at least one.
     pub servers: Vec<ServiceServer>,
 }
@@ -526,6 +529,8 @@ pub struct ServiceConfig {
     pub protocol: Protocol,
     /// What servers are told of the client.
     pub header: ProxyHeader,
+    /// Networks of proxies whose connections begin with the header of the PROXY protocol, which says who the client is.
+    pub proxies: Vec<Network>,
     /// Where clients go by name.
     pub routes: Vec<ServiceRoute>,
     /// Where clients go that name nothing that is known, or speak something else; if there is no such server, they are turned away.
@@ -559,6 +564,7 @@ impl ServiceConfig {
             mac: None,
             protocol: Protocol::default(),
             header: ProxyHeader::default(),
+            proxies: Vec::new(),
             routes: Vec::new(),
             default: Vec::new(),
             next_hop: None,

@@ -57,7 +57,10 @@ fn cells(flow: &Flow) -> [String; COLUMNS] {
         options.push("TS");
     }
     [
-        flow.wan.clone(),
+        match &flow.client {
+            Some(client) => format!("{client} > {}", flow.wan),
+            None => flow.wan.clone(),
+        },
         match &flow.server {
             Some(server) => format!("{}{tags} > {server}", flow.lan),
             None => format!("{}{tags}", flow.lan),
@@ -167,6 +170,7 @@ mod tests {
             worker: 0,
             server: None,
             source: None,
+            client: None,
         }
     }
 
@@ -189,6 +193,8 @@ WAN                 LAN                  STATE                 OPENED BY  AGE   
     fn a_connection_to_a_service_shows_its_server() {
         let flow = Flow { server: Some("192.0.2.10:8080".into()), vlan: Vec::new(), ..flow() };
         assert_eq!(cells(&flow)[1], "192.0.2.1:80 > 192.0.2.10:8080");
+        let flow = Flow { client: Some("203.0.113.5:4711".into()), wan: "192.0.2.9:5000".into(), ..flow };
+        assert_eq!(cells(&flow)[0], "203.0.113.5:4711 > 192.0.2.9:5000");
     }
 
     #[test]

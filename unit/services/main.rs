@@ -105,6 +105,29 @@ fn two_sites_behind_one_address_by_their_tls_names() {
     drop(servers);
 }
 
+/// curl sends the header that a proxy would.
+#[test]
+fn a_proxy_in_front_says_who_the_client_is() {
+    let rig = Rig::new();
+    add_servers(&rig);
+    let (conf, pid) = (leftovers::file("nginx.conf"), leftovers::file("nginx.pid"));
+    let text = format!(
+        "daemon off; master_process off; pid {}; error_log stderr; events {{ }}
+         http {{ access_log off; server {{ listen 10.77.0.10:8080 proxy_protocol; location / {{
+             return 200 \"$http_host for $proxy_protocol_addr at $proxy_protocol_server_addr:$proxy_protocol_server_port\\n\"; }} }} }}",
+        pid.display()
+    );
+    fs::write(&conf, text).expect("a file of one's own");
+    let nginx = run(&rig.server, "nginx", &["-c", conf.to_str().expect("text")]);
+    let config = format!("service_buffers = 16; services = {{ {} }};", recipe(2));
+    let _proxy = Appliance::start(&rig, Backend::Packet, &config);
+    let ask = "--resolve a.example:80:10.77.0.100 http://a.example/";
+    says(&rig.client, &format!("curl -s -m 10 --haproxy-protocol {ask}"), "a.example for 10.77.0.1 at 10.77.0.100:80");
+    says(&rig.client, &format!("curl -s -m 10 {ask} || echo code $?"), "code 56");
+    drop(nginx);
+    let _ = (fs::remove_file(conf), fs::remove_file(pid));
+}
+
 #[test]
 fn nginx_gets_the_header_of_the_proxy_protocol() {
     for version in ["v1", "v2"] {

@@ -9,7 +9,9 @@ use std::net::IpAddr;
 use std::sync::OnceLock;
 use std::time::Duration;
 use tcpstate::config::{Asymmetric, Extension, Handshake, Protocol, Proved, RateLimit, SackConflict, Stray};
-use tcpstate::service::Reading;
+use tcpstate::service::names::Protocols;
+use tcpstate::service::proxy_header::{self, Told};
+use tcpstate::service::{Asked, Reading};
 use tcpstate::wire::neighbour::Neighbour;
 use tcpstate::wire::{Flags, FlowKey, IcmpKind, OptionList, Options, Parsed, Quote, Walk, checksum};
 use tcpstate::{Config, Egress, Head, Instant, Memory, Metadata, Proxy, Remains, Secrets, Side, Slab, Ticket, Verdict};
@@ -121,17 +123,26 @@ pub fn first_bytes(data: &[u8]) {
     let mut input = Input(data);
     let (step, protocol) = (1 + usize::from(input.byte()), input.byte());
     let protocol = if protocol & 1 == 0 { Protocol::Tls } else { Protocol::Http };
+    let mut known = Protocols::default();
+    known.add(b"h2");
     let bytes = input.0;
+    for most in [bytes.len(), 200] {
+        match proxy_header::read(bytes, most) {
+            Told::More => assert!(bytes.len() < most),
+            Told::Ends(len, _) => assert!(0 < len && len <= bytes.len()),
+            Told::Other => (),
+        }
+    }
     let mut at = 0;
     while at < bytes.len() {
         let fresh = step.min(bytes.len() - at);
         at += fresh;
-        if let Reading::Asks(Some(name)) = protocol.read(&bytes[..at], fresh, bytes.len()) {
+        if let Reading::Asks(Asked { name: Some(name), .. }) = protocol.read(&bytes[..at], fresh, bytes.len(), &known) {
             assert!(!name.bytes().is_empty() && !name.bytes().iter().any(u8::is_ascii_uppercase));
             return;
         }
     }
-    assert_ne!(protocol.read(bytes, bytes.len(), bytes.len()), Reading::More, "no more can come");
+    assert_ne!(protocol.read(bytes, bytes.len(), bytes.len(), &known), Reading::More, "no more can come");
 }
 
 /// Any options: they are walked to an end, read the same by every way, and after translation the patched checksum is the full one.

@@ -310,9 +310,11 @@ fn services() -> impl Strategy<Value = Vec<ServiceConfig>> {
     let balance = select(&[Balance::Weighted, Balance::Least, Balance::Hash][..]);
     let check = option::of((1..=3600u64, 1..=100u8, 1..=100u8));
     let turned = any::<(bool, bool)>();
-    let more = (reach, vec(any::<[u32; 3]>(), 0..3), balance, check, turned);
+    let proxies = vec(any::<[u32; 3]>(), 0..3);
+    let more = (reach, vec(any::<[u32; 3]>(), 0..3), balance, check, turned, proxies);
     let name = "(\\*\\.)?[a-z][a-z0-9-]{0,9}(\\.[a-z]{1,9}){0,2}";
-    let route = (vec(name, 1..4), vec(place(), 1..4));
+    let alpn = select(&["h2", "http/1.1", "acme-tls/1", "alpn:"][..]);
+    let route = (vec(name, 1..4), vec(alpn, 0..3), vec(place(), 1..4));
     let shape = (any::<bool>(), 1..=u16::MAX, 0..=4094u16, option::of(any::<[u8; 6]>()), any::<bool>(), 0..3usize);
     let servers = (vec(route, 0..4), vec(place(), 1..3), option::of(any::<[u32; 3]>()), 1..=3600u64);
     let service = (shape, servers, more);
@@ -322,7 +324,7 @@ fn services() -> impl Strategy<Value = Vec<ServiceConfig>> {
                 (
                     (v6, port, vlan, mac, http, header),
                     (routes, default, next_hop, patience),
-                    (reach, pool, balance, check, turned),
+                    (reach, pool, balance, check, turned, proxies),
                 ),
                 n,
             )| {
@@ -342,10 +344,15 @@ fn services() -> impl Strategy<Value = Vec<ServiceConfig>> {
                     header: [ProxyHeader::None, ProxyHeader::V1, ProxyHeader::V2][header],
                     routes: routes
                         .into_iter()
-                        .map(|(names, servers)| ServiceRoute {
+                        .map(|(names, alpn, servers)| ServiceRoute {
                             names,
+                            alpn: alpn.into_iter().filter(|_| !http).map(str::to_owned).collect(),
                             servers: servers.into_iter().map(server).collect(),
                         })
+                        .collect(),
+                    proxies: proxies
+                        .into_iter()
+                        .map(|words| Network { address: of(words, 0x84), prefix: 128 })
                         .collect(),
                     default: default.into_iter().map(server).collect(),
                     next_hop: next_hop.map(|words| of(words, 0x81)),

@@ -245,6 +245,7 @@ mod tests {
             ts_delta: 0xdead_beef,
             held: 0,
             redirect: None,
+            told: None,
         }
     }
 

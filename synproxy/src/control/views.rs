@@ -118,6 +118,7 @@ pub fn flow(connection: &Connection, worker: usize, role: Role) -> Flow {
         held: connection.held,
         worker,
         server: connection.redirect.map(|key| key.socket(Side::Lan).to_string()),
+        client: connection.told.map(|key| key.socket(Side::Wan).to_string()),
         source: connection.redirect.map(|key| key.socket(Side::Wan).to_string()),
     }
 }

@@ -38,11 +38,13 @@ pub struct Place {
     use_of: u16,
     /// How many bytes there are in order.
     len: u16,
+    /// How many of them are not for the server.
+    skipped: u16,
     /// What is not next: from where to where; where the second is zero there is none.
     pieces: [[u16; 2]; PIECES],
     /// What the server gets in front of the bytes.
     header_len: u16,
-    header: [u8; LONGEST + 3],
+    header: [u8; LONGEST + 1],
 }
 
 const FREE: u16 = 0;
@@ -61,9 +63,10 @@ impl Default for Place {
             next: 0,
             use_of: FREE,
             len: 0,
+            skipped: 0,
             pieces: [[0; 2]; PIECES],
             header_len: 0,
-            header: [0; LONGEST + 3],
+            header: [0; LONGEST + 1],
         }
     }
 }
@@ -79,7 +82,7 @@ pub struct GatheredSlab {
 
 impl GatheredSlab {
     /// The version of the layout.
-    pub const LAYOUT: u64 = 1;
+    pub const LAYOUT: u64 = 2;
 
     /// Zeroed memory of this process for so many places of `room` bytes.
     pub fn anonymous(places: usize, room: u16) -> Self {
@@ -112,6 +115,11 @@ impl Place {
     /// How many bytes there are in order.
     pub fn len(&self) -> u16 {
         self.len
+    }
+
+    /// How many of them are not for the server, and stand in front of the others.
+    pub fn skipped(&self) -> u16 {
+        self.skipped
     }
 
     /// The number after the last byte that is there in order.
@@ -174,10 +182,11 @@ impl Gathered {
             return false;
         };
         let is_piece = |&[from, to]: &[u16; 2]| to == 0 || place.len < from && from < to && to <= room;
-        let total = u32::from(place.header_len) + u32::from(place.len);
+        let total = u32::from(place.header_len) + u32::from(place.len.saturating_sub(place.skipped));
         let is_its = place.use_of == TAKEN
             && place.owner == owner
             && place.len <= room
+            && place.skipped <= place.len
             && acked.beyond(place.first) <= u32::from(place.len)
             && usize::from(place.header_len) <= LONGEST
             && place.acked <= total
@@ -263,7 +272,7 @@ impl Gathered {
         &self.places[usize::from(number) - 1]
     }
 
-    /// The bytes that are there in order.
+    /// The bytes that are there in order, those included that are not for the server.
     pub fn bytes(&self, number: u16) -> &[u8] {
         let start = (usize::from(number) - 1) * self.room;
         &self.bytes[start..start + usize::from(self.get(number).len)]
@@ -295,6 +304,12 @@ impl Gathered {
         place.len - before
     }
 
+    /// So many of the bytes are not for the server, which has got none yet.
+    pub fn skip(&mut self, number: u16, count: u16) {
+        let place = &mut self.places[usize::from(number) - 1];
+        place.skipped = count.min(place.len);
+    }
+
     /// Puts a header in front of the bytes, of which none was sent.
     pub fn put_header(&mut self, number: u16, header: Header) {
         let place = &mut self.places[usize::from(number) - 1];
@@ -307,14 +322,14 @@ impl Gathered {
         place.header.get(..place.header_len.into()).unwrap_or_default()
     }
 
-    /// How many bytes the server is to get: the header and what is there in order.
+    /// How many bytes the server is to get: the header, and what is there in order and not skipped.
     pub fn total(&self, number: u16) -> u32 {
-        self.header(number).len() as u32 + u32::from(self.get(number).len)
+        self.header(number).len() as u32 + u32::from(self.get(number).len - self.get(number).skipped)
     }
 
     /// The number of the first byte that the server gets.
     pub fn server_first(&self, number: u16) -> SeqNum {
-        self.get(number).first - self.header(number).len() as u32
+        self.get(number).first + u32::from(self.get(number).skipped) - self.header(number).len() as u32
     }
 
     /// The number of the first byte that the server has not acknowledged.
@@ -368,7 +383,7 @@ impl Gathered {
     /// nothing.
     pub fn next(&self, number: u16, out: &mut [u8]) -> (SeqNum, usize) {
         let place = self.get(number);
-        let (header, bytes) = (self.header(number), self.bytes(number));
+        let (header, bytes) = (self.header(number), &self.bytes(number)[place.skipped.into()..]);
         let end = self.sendable(number);
         let from = place.sent as usize;
         let count = (end as usize).saturating_sub(from).min(out.len());
@@ -509,15 +524,16 @@ mod tests {
 
         /// What a server gets in pieces, some of them lost, is the header and the bytes, with numbers that end where the client's do.
         #[test]
-        fn a_server_gets_the_header_and_the_bytes(first: u32, total in 0usize..3000, kind in 0..3usize, steps in prop::collection::vec((1u32..2000, 1usize..1460, any::<bool>()), 1..100)) {
+        fn a_server_gets_the_header_and_the_bytes(first: u32, total in 0usize..3000, skipped in 0usize..400, kind in 0..3usize, steps in prop::collection::vec((1u32..2000, 1usize..1460, any::<bool>()), 1..100)) {
             let sent: Vec<u8> = (0..total).map(|n| (n * 11 % 241) as u8).collect();
             let (mut gathered, first) = (gathered(1, 3000), SeqNum::new(first));
             let number = gathered.take(9, 1, first).unwrap();
             gathered.keep(number, first, &sent);
             let kind = [ProxyHeader::None, ProxyHeader::V1, ProxyHeader::V2][kind];
             let header = Header::new(kind, &FlowKey { lan: [0, 0, 0xffff, 5], wan: [0, 0, 0xffff, 6], ..FlowKey::default() });
+            gathered.skip(number, skipped as u16);
             gathered.put_header(number, header);
-            let whole = [header.bytes(), &sent].concat();
+            let whole = [header.bytes(), &sent[skipped.min(total)..]].concat();
             prop_assert_eq!(gathered.server_first(number) + whole.len() as u32, gathered.get(number).end());
             let mut got = Vec::new();
             for (window, room, is_lost) in steps.into_iter().chain([(0, 3200, true), (u32::MAX, 3200, false)]) {

@@ -89,6 +89,8 @@ pub struct Connection {
     pub held: usize,
     /// The ends as the server knows them, where that is another than the client knows: that of a service.
     pub redirect: Option<FlowKey>,
+    /// Who the client is, as the WAN's end, where a proxy has told that by the PROXY protocol.
+    pub told: Option<FlowKey>,
 }
 
 impl Proxy {
@@ -103,12 +105,16 @@ impl Proxy {
         for (id, flow) in flows {
             let key = self.table.key(id);
             let redirect = self.table.redirected(id).map(Redirect::key);
-            if filter.fits(&key, flow) || redirect.is_some_and(|key| filter.fits(&key, flow)) {
+            let is_of_service = redirect.is_some() || flow.is_in(State::Gathering);
+            let named = self.table.beside(id).filter(|_| is_of_service).and_then(Redirect::told);
+            // As it is, as the server knows it, and as the proxy's client does.
+            let client = named.map(|FlowKey { wan, wan_port, .. }| FlowKey { wan, wan_port, ..key });
+            if [Some(key), redirect, client].iter().flatten().any(|key| filter.fits(key, flow)) {
                 if told == TOLD {
                     return Some(id.0);
                 }
                 told += 1;
-                publish(Connection { redirect, ..self.connection(key, flow, now) });
+                publish(Connection { redirect, told: named, ..self.connection(key, flow, now) });
             }
         }
         next
@@ -156,6 +162,7 @@ impl Proxy {
             ts_delta: flow.ts_delta.shift(0),
             held: self.caches.hold_queue.count(flow),
             redirect: None,
+            told: None,
         }
     }
 }

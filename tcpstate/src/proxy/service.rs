@@ -28,7 +28,7 @@ use crate::flow::{FlowFlags, State};
 use crate::owner::share;
 use crate::policy::ServiceMark;
 use crate::seq::{RawWindow, SeqDelta, SeqNum, Window};
-use crate::service::proxy_header::Header;
+use crate::service::proxy_header::{self, Header, Told};
 use crate::service::{Choice, Group, Member, Reading, Server, Service, tls};
 use crate::wire::checksum::Patch;
 use crate::wire::{
@@ -301,16 +301,27 @@ impl Proxy {
         };
         let Some(service) = policy.services.get(service) else { return self.refuse(id, None, now, egress) };
         let number = self.gathered(id);
-        let (bytes, room) = (self.caches.gathered.bytes(number), self.caches.gathered.room());
-        let reading = service.protocol.read(bytes, fresh, room.into());
+        if self.awaits_header(id, service) {
+            match proxy_header::read(self.caches.gathered.bytes(number), self.caches.gathered.room().into()) {
+                Told::More => return Outcome::Lives,
+                Told::Other => {
+                    egress.note(|| "a proxy that is trusted sends no header of the PROXY protocol".into());
+                    return self.refuse(id, None, now, egress);
+                }
+                Told::Ends(len, ends) => self.take_header(id, len, ends.as_ref(), egress),
+            }
+        }
+        let skipped = self.caches.gathered.get(number).skipped();
+        let (bytes, room) = (self.caches.gathered.bytes(number), self.caches.gathered.room() - skipped);
+        let reading = service.read(&bytes[skipped.into()..], fresh, room.into());
         let group = match &reading {
             Reading::More => return Outcome::Lives,
-            Reading::Asks(name) => {
-                egress.note(|| match name {
+            Reading::Asks(asked) => {
+                egress.note(|| match asked.name {
                     Some(name) => format!("the client asks for {name}"),
                     None => "the client asks for no name".into(),
                 });
-                service.route(name.as_ref())
+                service.route(asked)
             }
             Reading::Other => {
                 egress.note(|| "the client does not speak what is expected here".into());
@@ -321,6 +332,38 @@ impl Proxy {
             (Some(group), _) => self.dial(id, service, group, now, egress),
             (None, Reading::Asks(_)) => self.refuse(id, Some(service.protocol), now, egress),
             (None, _) => self.refuse(id, None, now, egress),
+        }
+    }
+
+    /// Whether a header of the PROXY protocol is to come on a connection before anything else.
+    fn awaits_header(&self, id: Id, service: &Service) -> bool {
+        let number = self.gathered(id);
+        service.trusts(&self.table.key(id).wan) && (number == 0 || self.caches.gathered.get(number).skipped() == 0)
+    }
+
+    /// A proxy has said who its client is, in the first `len` bytes.
+    fn take_header(&mut self, id: Id, len: usize, ends: Option<&FlowKey>, egress: &mut impl Egress) {
+        egress.note(|| match ends {
+            Some(ends) => format!("its client is {}, says the proxy", ends.socket(Side::Wan)),
+            None => "the proxy names no client".into(),
+        });
+        if let Some(beside) = self.table.beside_mut(id) {
+            beside.tell(ends);
+        }
+        self.caches.gathered.skip(self.gathered(id), len as u16);
+    }
+
+    /// The ends of a connection as its client sees them: those that a proxy has told, if one has.
+    fn ends_of_client(&self, id: Id) -> FlowKey {
+        let own = self.table.key(id);
+        let number = self.gathered(id);
+        if number == 0 {
+            return own;
+        }
+        let header = &self.caches.gathered.bytes(number)[..self.caches.gathered.get(number).skipped().into()];
+        match proxy_header::read(header, usize::MAX) {
+            Told::Ends(_, Some(ends)) => ends,
+            _ => own,
         }
     }
 
@@ -359,11 +402,12 @@ impl Proxy {
         let mut redirect = Redirect::new(&second, second_hash, self.port_of(id, Side::Wan), service.side);
         (redirect.mac, redirect.gathered) = (self.table[id].mac(Side::Lan), gathered);
         (redirect.own_mac, redirect.slot) = (own_mac, slot.wrapping_add(1));
+        redirect.tell(self.table.beside(id).and_then(Redirect::told).as_ref());
         if !are_possible(&second) || !self.table.redirect(id, redirect) {
             return self.refuse(id, None, now, egress);
         }
         self.caches.backends.count(slot);
-        let header = Header::new(service.header, &key);
+        let header = Header::new(service.header, &self.ends_of_client(id));
         if !header.bytes().is_empty() {
             let number = if gathered == 0 { self.take_place(id, now, egress) } else { Some(gathered) };
             let Some(number) = number else { return self.refuse(id, None, now, egress) };
@@ -411,7 +455,8 @@ impl Proxy {
 
     /// The member of a group that a client's connection goes to: of those that accept connections, or else, whose Ethernet address is known.
     fn choose(&self, id: Id, group: &Group) -> Option<Member> {
-        let FlowKey { wan, v6, .. } = self.table.key(id);
+        let told = self.table.beside(id).and_then(Redirect::told);
+        let FlowKey { wan, v6, .. } = told.unwrap_or_else(|| self.table.key(id));
         let (neighbours, backends) = (&self.caches.neighbours, &self.caches.backends);
         let is_known = |slot| backends.next_hop(slot).and_then(|hop| neighbours.mac(hop)).is_some();
         let rank = |server| {
@@ -741,7 +786,8 @@ impl Proxy {
             ServiceMark::Service(number) => policy.services.get(number),
             _ => None,
         };
-        // A protocol in which the server speaks first, or none that is known.
+        // A protocol in which the server speaks first, or none that is known; but who the client is must be known.
+        let service = service.filter(|service| !self.awaits_header(id, service));
         match service.and_then(|service| Some((service, service.default()?))) {
             Some((service, group)) => _ = self.dial(id, service, group, now, egress),
             None => _ = self.refuse(id, None, now, egress),

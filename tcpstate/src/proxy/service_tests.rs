@@ -2,7 +2,9 @@
 //! server is the one of the name that was asked for, and no number, echo or checksum is one that its receiver cannot have.
 
 use super::{Memory, Metadata, Proxy, Secrets};
-use crate::config::{Balance, HealthCheck, Protocol, ProxyHeader, Reach, ServiceConfig, ServiceRoute, ServiceServer};
+use crate::config::{
+    Balance, HealthCheck, Network, Protocol, ProxyHeader, Reach, ServiceConfig, ServiceRoute, ServiceServer,
+};
 use crate::owner::{Naming, Owners, Worker, share};
 use crate::policy::Policy;
 use crate::seq::{RawWindow, SeqNum, WindowScale};
@@ -307,6 +309,8 @@ struct Plan {
     timestamps: (bool, bool),
     scales: (Option<u8>, Option<u8>),
     header: ProxyHeader,
+    /// The header that a proxy in front of the box sends, if there is one.
+    told: Option<ProxyHeader>,
     /// Percent of frames that are lost, repeated, late.
     trouble: (u32, u32, u32),
     /// How long the client's head, and the rest of what it sends.
@@ -335,7 +339,14 @@ fn plan() -> impl Strategy<Value = Plan> {
     let scale = || prop::option::of(0u8..10);
     (
         (any::<u64>(), any::<bool>(), (near_wrap(), near_wrap()), any::<(bool, bool)>(), (scale(), scale())),
-        (header, trouble, (0usize..3000, 0usize..9000), 0usize..3, any::<bool>(), prop::option::of(1u32..1500)),
+        (
+            (header.clone(), prop::option::of(header)),
+            trouble,
+            (0usize..3000, 0usize..9000),
+            0usize..3,
+            any::<bool>(),
+            prop::option::of(1u32..1500),
+        ),
         // Others than the usual sides are for one worker, and servers that see the box.
         prop_oneof![
             (Just(Reach::Nat), Just((Side::Wan, Side::Lan)), 1usize..4),
@@ -347,7 +358,7 @@ fn plan() -> impl Strategy<Value = Plan> {
         .prop_map(
             |(
                 (seed, v6, isns, timestamps, scales),
-                (header, trouble, sizes, name, cookies, restart),
+                ((header, told), trouble, sizes, name, cookies, restart),
                 (reach, sides, workers),
             )| Plan {
                 seed,
@@ -356,6 +367,7 @@ fn plan() -> impl Strategy<Value = Plan> {
                 timestamps,
                 scales,
                 header,
+                told,
                 trouble,
                 sizes,
                 name,
@@ -391,7 +403,11 @@ impl World {
     /// The same, with a service that is changed.
     fn with(plan: Plan, change: impl FnOnce(&mut ServiceConfig)) -> Self {
         let server = |last| ServiceServer { address: address(plan.v6, last), port: 8080, weight: 1 };
-        let route = |name: &str, last| ServiceRoute { names: vec![name.into()], servers: vec![server(last)] };
+        let route = |name: &str, last| ServiceRoute {
+            names: vec![name.into()],
+            servers: vec![server(last)],
+            ..ServiceRoute::default()
+        };
         let mut config = Config {
             table_buckets: 8,
             learn_capacity: 64,
@@ -400,6 +416,7 @@ impl World {
             services: vec![ServiceConfig {
                 protocol: Protocol::Http,
                 header: plan.header,
+                proxies: plan.told.map(|_| Network { address: address(plan.v6, 1), prefix: 128 }).into_iter().collect(),
                 routes: vec![route("zero.example", 10), route("*.one.example", 11)],
                 patience: Duration::from_secs(60),
                 reach: plan.reach,
@@ -530,10 +547,27 @@ impl World {
         };
         let mut client = End::new(Side::Wan, key, plan.isns.0, 77, plan.timestamps.0, plan.scales.0);
         let mut server = End::new(Side::Lan, server_key, plan.isns.1, 9_000_000, plan.timestamps.1, plan.scales.1);
-        client.out = self.request();
+        // Who the client of the proxy in front of the box is, of another version than the box's own connections.
+        let told = FlowKey {
+            lan: address(!plan.v6, 77),
+            wan: address(!plan.v6, 66),
+            lan_port: 443,
+            wan_port: 4711,
+            v6: !plan.v6,
+            ..FlowKey::default()
+        };
+        let in_front = match plan.told {
+            None => Vec::new(),
+            // It speaks for itself.
+            Some(ProxyHeader::None) => b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\x05extra".to_vec(),
+            Some(kind) => Header::new(kind, &told).bytes().to_vec(),
+        };
+        let request = self.request();
+        client.out = [&in_front[..], &request].concat();
         server.out = (0..7000).map(|n: u32| (n * 17 % 239) as u8).collect();
-        let header = Header::new(plan.header, &key);
-        let expected = [header.bytes(), &client.out].concat();
+        let is_told = matches!(plan.told, Some(ProxyHeader::V1 | ProxyHeader::V2));
+        let header = Header::new(plan.header, if is_told { &told } else { &key });
+        let expected = [header.bytes(), &request].concat();
         let turned_away = plan.name == 2;
         let mut restart = plan.restart.filter(|_| plan.workers == 1 && plan.reach != Reach::Mac);
         for step in 0..60_000u32 {
@@ -636,6 +670,7 @@ fn calm(v6: bool) -> (World, End) {
         timestamps: (true, true),
         scales: (Some(7), Some(7)),
         header: ProxyHeader::None,
+        told: None,
         trouble: (0, 0, 0),
         sizes: (0, 0),
         name: 0,

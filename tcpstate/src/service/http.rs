@@ -1,8 +1,8 @@
 //! The host that the first request of an HTTP/1 connection names (RFC 9112 section 3.2). Later requests of the same connection may name others: they go
 //! to the same server. HTTP/2 without an upgrade (RFC 9113 section 3.3) is not read: its preface names no host.
 
-use super::Reading;
 use super::names::Name;
+use super::{Asked, Reading};
 
 /// The header fields of a request that is read.
 const MOST_FIELDS: usize = 100;
@@ -34,7 +34,7 @@ fn read_some(bytes: &[u8], fresh: usize) -> Reading {
     let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
     let mut request = httparse::Request::new(&mut fields);
     match request.parse(bytes) {
-        Ok(httparse::Status::Complete(_)) => Reading::Asks(host(&request)),
+        Ok(httparse::Status::Complete(_)) => Reading::Asks(Asked { name: host(&request), offers: 0 }),
         Ok(httparse::Status::Partial) => Reading::More,
         _ => Reading::Other,
     }

@@ -1,12 +1,12 @@
 //! Services: the box owns an address, reads the first bytes of a connection to it, and chooses the server by what they say.
 //!
-//! Here is what is pure of it: parsers that say which name a client asks for ([`tls`], [`http`]), the header of the PROXY protocol
+//! Here is what is pure of it: parsers that say which name a client asks for ([`tls`], [`http`]), the header of the PROXY protocol, written and read
 //! ([`proxy_header`]), names and the patterns they are compared with ([`names`]), and the table of services that the operator wants
 //! ([`Services`]). A parser gets all bytes that have come in order so far, and is called again when there are more. It keeps nothing, allocates
 //! nothing, and looks at each byte a bounded number of times, so that a client cannot make it work longer than its bytes are long.
 //!
 //! Who calls whom: `policy` makes [`Services`] of the configuration; `proxy::service` gathers a client's bytes ([`crate::cache::gathered`]), asks
-//! [`Protocol::read`] and [`Service::route`], and connects to the server; `proxy::neighbours` answers and asks for Ethernet addresses.
+//! [`Service::read`] and [`Service::route`], and connects to the server; `proxy::neighbours` answers and asks for Ethernet addresses.
 
 pub mod http;
 pub mod names;
@@ -14,10 +14,19 @@ pub mod proxy_header;
 pub mod tls;
 
 use crate::Side;
-use crate::config::{Balance, HealthCheck, Protocol, ProxyHeader, Reach, ServiceConfig, ServiceServer};
+use crate::config::{Balance, HealthCheck, Network, Protocol, ProxyHeader, Reach, ServiceConfig, ServiceServer};
 use crate::wire::{Addr, Mac};
 use core::time::Duration;
-use names::{Name, Patterns};
+use names::{Name, Patterns, Protocols};
+
+/// What a client asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// The name, if it has one.
+    pub name: Option<Name>,
+    /// Which of the protocols that routes ask for it offers, by their bits ([`Protocols`]).
+    pub offers: u64,
+}
 
 /// What the first bytes of a connection say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,17 +34,18 @@ use names::{Name, Patterns};
 pub enum Reading {
     /// Too little to tell; more may come.
     More,
-    /// The client asks for this name, or for none.
-    Asks(Option<Name>),
+    /// The client asks for this.
+    Asks(Asked),
     /// They are not of the protocol that is expected, or too long to be read.
     Other,
 }
 
 impl Protocol {
-    /// What these first bytes of a connection say, of which there can be `most`. `fresh` of them have come since the last time.
-    pub fn read(self, bytes: &[u8], fresh: usize, most: usize) -> Reading {
+    /// What these first bytes of a connection say, of which there can be `most`. `fresh` of them have come since the last time; `known` are the protocols
+    /// that routes ask for.
+    pub fn read(self, bytes: &[u8], fresh: usize, most: usize, known: &Protocols) -> Reading {
         match self {
-            Protocol::Tls => tls::read(bytes, most),
+            Protocol::Tls => tls::read(bytes, most, known),
             Protocol::Http => http::read(bytes, fresh, most),
         }
     }
@@ -156,6 +166,17 @@ pub struct Server {
     pub check: Option<HealthCheck>,
 }
 
+/// A route for clients that offer one of some protocols.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Offered {
+    /// The bits of the protocols.
+    protocols: u64,
+    /// The names, if it is for some alone.
+    names: Option<Patterns>,
+    /// Its group.
+    group: u32,
+}
+
 /// An address and a port that the box owns, and where connections to it go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
@@ -183,16 +204,36 @@ pub struct Service {
     pub side: Side,
     /// The addresses that take the place of clients', by their numbers ([`Services::pools`]); none if these are kept.
     pub pool: Vec<u16>,
+    proxies: Vec<Network>,
+    protocols: Protocols,
+    /// Routes for clients that offer a protocol, in their order.
+    offered: Vec<Offered>,
     patterns: Patterns,
     groups: Vec<Group>,
     default: Group,
 }
 
 impl Service {
-    /// The servers for a client that asks for `name`, or for none; `None` if there are none for it.
-    pub fn route(&self, name: Option<&Name>) -> Option<&Group> {
-        let group = name.and_then(|name| self.patterns.find(name)).and_then(|group| self.groups.get(group as usize));
-        group.or_else(|| self.default())
+    /// Whether connections of this address begin with the header of the PROXY protocol.
+    pub fn trusts(&self, address: &Addr) -> bool {
+        self.proxies.iter().any(|network| network.covers(address))
+    }
+
+    /// What these first bytes of a connection say, behind a header: see [`Protocol::read`].
+    pub fn read(&self, bytes: &[u8], fresh: usize, most: usize) -> Reading {
+        self.protocol.read(bytes, fresh, most, &self.protocols)
+    }
+
+    /// The servers for a client that asks for this; `None` if there are none for it. A route for protocols counts before those for names alone.
+    pub fn route(&self, asked: &Asked) -> Option<&Group> {
+        let is_for = |route: &&Offered| {
+            let names =
+                || route.names.as_ref().is_none_or(|names| asked.name.is_some_and(|name| names.find(&name).is_some()));
+            route.protocols & asked.offers != 0 && names()
+        };
+        let offered = self.offered.iter().find(is_for).map(|route| route.group);
+        let group = offered.or_else(|| self.patterns.find(asked.name.as_ref()?));
+        group.and_then(|group| self.groups.get(group as usize)).or_else(|| self.default())
     }
 
     /// The servers for clients that ask for nothing that is known, if there are any.
@@ -292,8 +333,19 @@ impl Services {
         };
         let groups = config.routes.iter().map(|route| group(&route.servers)).collect();
         let default = group(&config.default);
-        let named = config.routes.iter().zip(0..).flat_map(|(route, n)| route.names.iter().map(move |name| (name, n)));
+        let plain = || config.routes.iter().zip(0..).filter(|(route, _)| route.alpn.is_empty());
+        let named = plain().flat_map(|(route, n)| route.names.iter().map(move |name| (name, n)));
         let patterns = Patterns::new(named.map(|(name, n)| (name.as_str(), n)));
+        let mut protocols = Protocols::default();
+        let mut offered = Vec::new();
+        for (route, group) in config.routes.iter().zip(0..).filter(|(route, _)| !route.alpn.is_empty()) {
+            let names = Patterns::new(route.names.iter().map(|name| (name.as_str(), group)));
+            let names = Some(names).filter(|_| !route.names.is_empty());
+            let bits = route.alpn.iter().fold(0, |bits, protocol| bits | protocols.add(protocol.as_bytes()));
+            offered.push(Offered { protocols: bits, names, group });
+        }
+        // One that is for some names counts before one that is for all.
+        offered.sort_by_key(|route| route.names.is_none());
         Service {
             address,
             port,
@@ -307,6 +359,9 @@ impl Services {
             of_lan,
             side,
             pool,
+            proxies: config.proxies.clone(),
+            protocols,
+            offered,
             patterns,
             groups,
             default,

@@ -1,4 +1,4 @@
-//! Names that clients ask for, and the patterns that routes have for them.
+//! Names that clients ask for and protocols that they offer, and what routes have for them.
 
 use core::cmp::Ordering;
 
@@ -59,6 +59,38 @@ impl core::fmt::Display for Name {
 /// Whether this is a pattern: a name, or `*.` and a name.
 pub fn is_pattern(text: &str) -> bool {
     Name::new(text.strip_prefix("*.").unwrap_or(text).as_bytes()).is_some() && !text.ends_with('.')
+}
+
+/// The most protocols that routes of a service can have.
+pub const MOST_PROTOCOLS: usize = 64;
+
+/// The protocols that routes of a service ask for (ALPN, RFC 7301), each with a bit of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Protocols(Vec<Box<[u8]>>);
+
+impl Protocols {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The bit of this protocol, zero if it is none of these.
+    pub fn find(&self, protocol: &[u8]) -> u64 {
+        self.0.iter().position(|own| **own == *protocol).map_or(0, |at| 1 << at)
+    }
+
+    /// The bit of this protocol, which is one of these from now on; zero if there is no room.
+    pub fn add(&mut self, protocol: &[u8]) -> u64 {
+        if self.find(protocol) == 0 && self.0.len() < MOST_PROTOCOLS {
+            self.0.push(protocol.into());
+        }
+        self.find(protocol)
+    }
+}
+
+/// Whether this can be the name of a protocol in a route: visible characters of ASCII without `=`, as those that are registered have, 255 at most.
+pub fn is_protocol(text: &str) -> bool {
+    (1..=255).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'=')
 }
 
 /// Patterns, each with the number of a route: names, and names behind `*.`, which stand for everything below them. A name counts before a pattern

@@ -1,7 +1,7 @@
 //! The parsers against generated input and another parser; routes and servers against what they promise.
 
-use super::names::{Name, is_pattern};
-use super::proxy_header::Header;
+use super::names::{Name, Protocols, is_pattern};
+use super::proxy_header::{Header, Told};
 use super::*;
 use crate::config::{ServiceRoute, ServiceServer};
 use crate::wire::FlowKey;
@@ -62,11 +62,16 @@ fn says(protocol: Protocol, bytes: &[u8], steps: &[usize], most: usize) -> Readi
     loop {
         let before = at;
         at = (at + steps.next().unwrap()).min(bytes.len());
-        let reading = protocol.read(&bytes[..at], at - before, most);
+        let reading = protocol.read(&bytes[..at], at - before, most, &Protocols::default());
         if reading != Reading::More || at == bytes.len() {
             return reading;
         }
     }
+}
+
+/// What is said where nothing but a name, or none, is asked for.
+fn asks(name: Option<Name>) -> Reading {
+    Reading::Asks(Asked { name, offers: 0 })
 }
 
 fn name(text: &str) -> Option<Name> {
@@ -92,12 +97,12 @@ proptest! {
         let own = if named { server_name(b"WWW.Example.org") } else { Vec::new() };
         let message = hello(&vec![1; session], &[0x1301, 0x0a0a], &[before, own, after].concat());
         let bytes = records(&message, &lengths);
-        let expected = Reading::Asks(if named { name("www.example.org") } else { None });
+        let expected = asks(if named { name("www.example.org") } else { None });
         prop_assert_eq!(says(Protocol::Tls, &bytes, &steps, 65_535), expected);
         // Without its last byte it is not there yet, and never is where no more can come.
         let short = &bytes[..bytes.len() - 1];
-        prop_assert_eq!(tls::read(short, 65_535), Reading::More);
-        prop_assert_eq!(tls::read(short, short.len()), Reading::Other);
+        prop_assert_eq!(tls::read(short, 65_535, &Protocols::default()), Reading::More);
+        prop_assert_eq!(tls::read(short, short.len(), &Protocols::default()), Reading::Other);
     }
 
     /// Where both take a hello, both find the same name; and nothing is taken that the other finds broken.
@@ -111,7 +116,7 @@ proptest! {
             let at = at.index(bytes.len());
             bytes[at] ^= flip;
         }
-        let Reading::Asks(found) = tls::read(&bytes, 65_535) else { return Ok(()) };
+        let Reading::Asks(Asked { name: found, .. }) = tls::read(&bytes, 65_535, &Protocols::default()) else { return Ok(()) };
         let record = match tls_parser::parse_tls_plaintext(&bytes) {
             Ok((_, record)) => record,
             // The hello is there, and its record has more behind it, for which the other waits.
@@ -152,7 +157,7 @@ proptest! {
         let port = port.map_or(String::new(), |port| format!(":{port}"));
         let lines = before.iter().map(|line| format!("{line}{end}")).collect::<String>();
         let text = format!("GET /{filler} HTTP/1.1{end}{lines}HOST: WWW.example.org{port}{end}{end}body");
-        prop_assert_eq!(says(Protocol::Http, text.as_bytes(), &steps, 65_535), Reading::Asks(name("www.example.org")));
+        prop_assert_eq!(says(Protocol::Http, text.as_bytes(), &steps, 65_535), asks(name("www.example.org")));
     }
 
     #[test]
@@ -190,14 +195,14 @@ proptest! {
 #[test]
 fn requests_that_name_no_host_or_two_ask_for_none() {
     let host = |text: &str| http::read(text.as_bytes(), text.len(), 9999);
-    assert_eq!(host("GET / HTTP/1.0\r\n\r\n"), Reading::Asks(None));
-    assert_eq!(host("GET / HTTP/1.1\r\nHost: a.b\r\nHost: c.d\r\n\r\n"), Reading::Asks(None));
-    assert_eq!(host("GET / HTTP/1.1\r\nHost: 10.0.0.1\r\n\r\n"), Reading::Asks(None));
-    assert_eq!(host("GET / HTTP/1.1\r\nHost: [::1]:80\r\n\r\n"), Reading::Asks(None));
+    assert_eq!(host("GET / HTTP/1.0\r\n\r\n"), asks(None));
+    assert_eq!(host("GET / HTTP/1.1\r\nHost: a.b\r\nHost: c.d\r\n\r\n"), asks(None));
+    assert_eq!(host("GET / HTTP/1.1\r\nHost: 10.0.0.1\r\n\r\n"), asks(None));
+    assert_eq!(host("GET / HTTP/1.1\r\nHost: [::1]:80\r\n\r\n"), asks(None));
     // RFC 9112 section 3.2.2: a whole URI counts before the field.
-    assert_eq!(host("GET http://u@x.org:8/p HTTP/1.1\r\nHost: y.org\r\n\r\n"), Reading::Asks(name("x.org")));
-    assert_eq!(host("CONNECT x.org:443 HTTP/1.1\r\nHost: y.org\r\n\r\n"), Reading::Asks(name("x.org")));
-    assert_eq!(host("\r\nGET / HTTP/1.1\r\nHost: y.org.\r\n\r\n"), Reading::Asks(name("y.org")));
+    assert_eq!(host("GET http://u@x.org:8/p HTTP/1.1\r\nHost: y.org\r\n\r\n"), asks(name("x.org")));
+    assert_eq!(host("CONNECT x.org:443 HTTP/1.1\r\nHost: y.org\r\n\r\n"), asks(name("x.org")));
+    assert_eq!(host("\r\nGET / HTTP/1.1\r\nHost: y.org.\r\n\r\n"), asks(name("y.org")));
     assert_eq!(host("\x16\x03\x01"), Reading::Other);
     assert_eq!(host("get / HTTP/1.1\r\n"), Reading::Other);
     assert_eq!(host("GET / HTTP/1.1\r\nbad line\r\n\r\n"), Reading::Other);
@@ -241,12 +246,117 @@ fn headers_of_the_proxy_protocol_are_what_the_specification_shows() {
     assert_eq!(Header::new(ProxyHeader::None, &key).bytes(), b"");
 }
 
+proptest! {
+    /// What is written is read, however it comes in pieces and whatever stands behind it.
+    #[test]
+    fn a_header_of_the_proxy_protocol_is_read_as_it_was_written(
+        ends: [[u32; 4]; 2], ports: [u16; 2], v6: bool, kind in 0usize..2, behind in prop::collection::vec(any::<u8>(), 0..40), extra in prop::collection::vec(any::<u8>(), 0..40),
+    ) {
+        let of = |words: [u32; 4]| if v6 { words } else { [0, 0, 0xffff, words[3]] };
+        let key = FlowKey { wan: of(ends[0]), lan: of(ends[1]), wan_port: ports[0], lan_port: ports[1], v6, ..FlowKey::default() };
+        let mut header = Header::new([ProxyHeader::V1, ProxyHeader::V2][kind], &key).bytes().to_vec();
+        if kind == 1 {
+            // What else version 2 can say.
+            header[15] += extra.len() as u8;
+            header.extend(extra);
+        }
+        let bytes = [&header[..], &behind].concat();
+        for len in 0..=bytes.len() {
+            let expected = if len < header.len() { Told::More } else { Told::Ends(header.len(), Some(key)) };
+            prop_assert_eq!(proxy_header::read(&bytes[..len], 1000), expected);
+        }
+        prop_assert_eq!(proxy_header::read(&header[..header.len() - 1], header.len() - 1), Told::Other, "no more can come");
+    }
+
+    #[test]
+    fn any_bytes_are_a_header_or_none(bytes in prop::collection::vec(any::<u8>(), 0..300), kind in 0usize..4) {
+        let begin: &[u8] = [&b"PROXY TCP4 "[..], b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n", b"\r\n\r\n\0\r\nQUIT\n\x21\x11"][kind];
+        let bytes = [begin, &bytes].concat();
+        if let Told::Ends(len, _) = proxy_header::read(&bytes, 300) {
+            prop_assert!(len > 0 && len <= bytes.len());
+            prop_assert_eq!(proxy_header::read(&bytes[..len], len), proxy_header::read(&bytes, 300));
+        }
+        prop_assert_ne!(proxy_header::read(&bytes, bytes.len()), Told::More);
+    }
+}
+
+#[test]
+fn headers_that_tell_of_nobody_and_broken_ones() {
+    let read = |bytes: &[u8]| proxy_header::read(bytes, 1000);
+    assert_eq!(read(b"PROXY UNKNOWN\r\nx"), Told::Ends(15, None));
+    assert_eq!(read(b"PROXY UNKNOWN ffff::1 ::2 1 2\r\n"), Told::Ends(31, None));
+    let signature = b"\r\n\r\n\0\r\nQUIT\n";
+    let v2 = |rest: &[u8]| read(&[signature, rest].concat());
+    assert_eq!(v2(&[0x20, 0, 0, 0]), Told::Ends(16, None), "the proxy speaks for itself");
+    assert_eq!(v2(&[0x21, 0, 0, 2, 7, 7]), Told::Ends(18, None), "it does not say");
+    for broken in [&[0x11, 0x11, 0, 12][..], &[0x22, 0x11, 0, 12], &[0x21, 0x11, 0xff, 0xff]] {
+        assert_eq!(v2(broken), Told::Other);
+    }
+    for broken in
+        [&[0x21, 0x12, 0, 0][..], &[0x21, 0x11, 0, 1, 9], &[0x21, 0x21, 0, 12, 1, 1, 1, 1, 2, 2, 2, 2, 0, 1, 0, 2]]
+    {
+        assert_eq!(v2(broken), Told::Other);
+    }
+    for broken in [
+        "GET / HTTP/1.1\r\n",
+        "PROXY TCP4 1.2.3.4 5.6.7.8 1 65536\r\n",
+        "PROXY TCP4 ::1 ::2 1 2\r\n",
+        "PROXY TCP6 1.2.3.4 5.6.7.8 1 2\r\n",
+        "PROXY TCP4 1.2.3.4 5.6.7.8 1 2 3\r\n",
+        "PROXY TCP4 1.2.3.4 5.6.7.8 1\r\n",
+        "PROXY UDP4 1.2.3.4 5.6.7.8 1 2\r\n",
+        "PROXY \r\n",
+    ] {
+        assert_eq!(read(broken.as_bytes()), Told::Other, "{broken:?}");
+    }
+    assert_eq!(read(&[&b"PROXY TCP4 "[..], &[b'1'; 100]].concat()), Told::Other, "a line has an end");
+}
+
+#[test]
+fn protocols_that_a_hello_offers_choose_a_route_before_its_name_does() {
+    let server = |last| ServiceServer { address: [0, 0, 0xffff, last], port: 443, weight: 1 };
+    let route = |text: &str, last| {
+        let (alpn, names): (Vec<&str>, Vec<&str>) =
+            text.split(' ').filter(|word| !word.is_empty()).partition(|word| word.contains('/'));
+        let of = |words: Vec<&str>| words.into_iter().map(str::to_owned).collect();
+        ServiceRoute { names: of(names), alpn: of(alpn), servers: vec![server(last)] }
+    };
+    let services = Services::new(&[ServiceConfig {
+        routes: vec![route("acme-tls/1", 1), route("a.b *.c", 2), route("*.c h/2 h/3", 3)],
+        ..ServiceConfig::at([0, 0, 0xffff, 100], 443)
+    }]);
+    let service = services.get(0).unwrap();
+    let goes = |name: Option<&str>, offers: &[&str]| {
+        let list: Vec<u8> = offers.iter().flat_map(|own| [&[own.len() as u8], own.as_bytes()].concat()).collect();
+        let list = extension(16, &[&(list.len() as u16).to_be_bytes(), &list[..]].concat());
+        let name = name.map_or_else(Vec::new, |name| server_name(name.as_bytes()));
+        let bytes = records(&hello(&[], &[0x1301], &[list, extension(51, &[7; 900]), name].concat()), &[300]);
+        for len in 0..bytes.len() {
+            assert_eq!(service.read(&bytes[..len], 1, 9999), Reading::More);
+        }
+        let Reading::Asks(asked) = service.read(&bytes, 1, 9999) else { panic!("a hello") };
+        let choice = Choice { connection: 1, client: 1, rank: &|_| 0, load: &|_| 0 };
+        let member = service.route(&asked)?.choose(&choice).unwrap();
+        Some(services.servers()[usize::from(member.server)].address[3])
+    };
+    assert_eq!(goes(Some("a.b"), &["h/2", "h/1"]), Some(2));
+    assert_eq!(goes(Some("x.c"), &["h/1"]), Some(2));
+    assert_eq!(goes(Some("x.c"), &["h/1", "h/3"]), Some(3));
+    assert_eq!(goes(Some("a.b"), &["acme-tls/1"]), Some(1));
+    assert_eq!(goes(Some("x.c"), &["acme-tls/1", "h/2"]), Some(3), "one for some names comes first");
+    assert_eq!(goes(None, &["x", "acme-tls/1"]), Some(1));
+    assert_eq!((goes(None, &["h/2"]), goes(Some("z"), &[])), (None, None));
+    let broken = extension(16, &[0, 3, 0, 1, b'x']);
+    assert_eq!(service.read(&records(&hello(&[], &[0x1301], &broken), &[999]), 1, 9999), Reading::Other);
+}
+
 #[test]
 fn a_service_sends_each_name_to_its_servers_and_the_rest_to_the_default() {
     let server = |last| ServiceServer { address: [0, 0, 0xffff, last], port: 443, weight: 1 };
     let route = |names: &[&str], last| ServiceRoute {
         names: names.iter().map(|&name| name.to_owned()).collect(),
         servers: vec![server(last)],
+        ..ServiceRoute::default()
     };
     let config = ServiceConfig {
         vlan: 7,
@@ -258,7 +368,7 @@ fn a_service_sends_each_name_to_its_servers_and_the_rest_to_the_default() {
     let services = Services::new(&[config, without]);
     let goes = |service: u16, text: Option<&str>| {
         let name = text.and_then(name);
-        let group = services.get(service).unwrap().route(name.as_ref())?;
+        let group = services.get(service).unwrap().route(&Asked { name, offers: 0 })?;
         let choice = Choice { connection: 1, client: 1, rank: &|_| 0, load: &|_| 0 };
         let member = group.choose(&choice).unwrap();
         Some(services.servers()[usize::from(member.server)].address[3])
@@ -286,7 +396,7 @@ fn real_clients_are_understood() {
         let protocol = if bytes[1] == 0 { Protocol::Tls } else { Protocol::Http };
         for step in [1, 7, 500, 5000] {
             let found = says(protocol, &bytes[2..], &[step], 16_384);
-            assert_eq!(found, Reading::Asks(name("www.example.org")), "{client}, {step} bytes at once");
+            assert_eq!(found, asks(name("www.example.org")), "{client}, {step} bytes at once");
         }
     }
 }

@@ -1,8 +1,8 @@
-//! The name in a TLS ClientHello (RFC 8446 section 4.1.2, RFC 6066 section 3), across records. Nothing is decrypted: with Encrypted Client Hello (RFC
-//! 9849) the name is that of the outer hello.
+//! The name in a TLS ClientHello (RFC 8446 section 4.1.2, RFC 6066 section 3) and the protocols it offers (ALPN, RFC 7301), across records. Nothing is
+//! decrypted: with Encrypted Client Hello (RFC 9849) both are those of the outer hello.
 
-use super::Reading;
-use super::names::Name;
+use super::names::{Name, Protocols};
+use super::{Asked, Reading};
 use crate::wire::be16;
 
 /// Bytes of a record's header (RFC 8446 section 5.1).
@@ -12,17 +12,18 @@ const LONGEST_FRAGMENT: usize = 1 << 14;
 const HANDSHAKE: u8 = 22;
 const CLIENT_HELLO: u8 = 1;
 const SERVER_NAME: u16 = 0;
+const APPLICATION_PROTOCOLS: u16 = 16;
 const HOST_NAME: u8 = 0;
 
 /// An alert that ends a connection whose client asks for a name that nobody has (RFC 6066 section 3): fatal, unrecognized_name, in a record of TLS 1.2,
 /// which every version reads (RFC 8446 section 5.1).
 pub const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
-/// What these first bytes of a connection say; `most` can be read.
-pub fn read(bytes: &[u8], most: usize) -> Reading {
+/// What these first bytes of a connection say; `most` can be read. `known` are the protocols that are of interest.
+pub fn read(bytes: &[u8], most: usize, known: &Protocols) -> Reading {
     let mut stream = Stream { bytes, record: 0, left: 0, at: 0, taken: 0, end: usize::MAX };
-    match hello(&mut stream) {
-        Ok(name) => Reading::Asks(name),
+    match hello(&mut stream, known) {
+        Ok(asked) => Reading::Asks(asked),
         // What a hello that is too long would need never comes.
         Err(End::Missing) if bytes.len() >= most => Reading::Other,
         Err(End::Missing) => Reading::More,
@@ -41,6 +42,7 @@ enum End {
 type Result<T> = core::result::Result<T, End>;
 
 /// The bytes of the handshake, which lie in records.
+#[derive(Clone, Copy)]
 struct Stream<'a> {
     bytes: &'a [u8],
     /// Where the next record begins.
@@ -122,12 +124,14 @@ impl Stream<'_> {
     }
 }
 
-/// The name in a ClientHello, which is there as a whole.
-fn hello(stream: &mut Stream) -> Result<Option<Name>> {
+/// What a ClientHello asks for, which is there as a whole.
+fn hello(stream: &mut Stream, known: &Protocols) -> Result<Asked> {
     if stream.byte()? != CLIENT_HELLO {
         return Err(End::Wrong);
     }
     let len = stream.number(3)?;
+    // Long lists are read only once, when all has come: else who sends byte by byte would make us read them for each.
+    let is_whole = { *stream }.skip(len).is_ok();
     stream.within(len, |stream| {
         // Version and random.
         if stream.byte()? != 3 {
@@ -151,27 +155,51 @@ fn hello(stream: &mut Stream) -> Result<Option<Name>> {
         stream.skip(methods)?;
         if stream.taken == stream.end {
             // RFC 5246 section 7.4.1.2: extensions may be absent.
-            return Ok(None);
+            return Ok(Asked::default());
         }
         let extensions = stream.number(2)?;
         stream.within(extensions, |stream| {
-            let mut name = None;
-            let mut is_named = false;
+            let (mut asked, mut seen) = (Asked::default(), [false; 2]);
             while stream.taken < stream.end {
                 let kind = stream.number(2)? as u16;
                 let len = stream.number(2)?;
-                if kind != SERVER_NAME {
+                let offers = kind == APPLICATION_PROTOCOLS && !known.is_empty() && is_whole;
+                if kind != SERVER_NAME && !offers {
                     stream.skip(len)?;
                     continue;
                 }
                 // RFC 8446 section 4.2: not more than one extension of a kind.
-                if core::mem::replace(&mut is_named, true) {
+                if core::mem::replace(&mut seen[usize::from(offers)], true) {
                     return Err(End::Wrong);
                 }
-                name = stream.within(len, server_name)?;
+                if offers {
+                    asked.offers = stream.within(len, |stream| protocols(stream, known))?;
+                } else {
+                    asked.name = stream.within(len, server_name)?;
+                }
             }
-            Ok(name)
+            Ok(asked)
         })
+    })
+}
+
+/// Those of the known protocols that are in the list of an application_layer_protocol_negotiation extension (RFC 7301 section 3.1).
+fn protocols(stream: &mut Stream, known: &Protocols) -> Result<u64> {
+    let len = stream.number(2)?;
+    stream.within(len, |stream| {
+        let mut offers = 0;
+        while stream.taken < stream.end {
+            let len = stream.number(1)?;
+            if len == 0 || len > stream.end - stream.taken {
+                return Err(End::Wrong);
+            }
+            let mut text = [0; 255];
+            for byte in &mut text[..len] {
+                *byte = stream.byte()?;
+            }
+            offers |= known.find(&text[..len]);
+        }
+        Ok(offers)
     })
 }
 

@@ -187,6 +187,40 @@ fn a_server_that_sees_the_box_only_answers_to_it() {
     assert!(proxy.stop().status.success());
 }
 
+/// A proxy in front of the box says who its client is, and the server hears it; who should say it and does not is reset.
+#[test(light)]
+fn a_trusted_proxy_in_front_says_who_the_client_is() {
+    let rig = Rig::new();
+    add_servers(&rig);
+    let server = rig.server.serve(server(11), 8080, |stream| {
+        let head = String::from_utf8(head(&stream)?).expect("text");
+        assert!(head.starts_with("PROXY TCP6 2001:db8::7 2001:db8::1 4711 443\r\nPOST /x HTTP/1.1\r\n"), "{head}");
+        traffic::exchanged(stream)
+    });
+    let blocks =
+        "{ address = \"10.77.0.100\"; port = 80; protocol = http; proxy = v1; proxy_from = { \"10.77.0.0/28\" };
+        default = { \"10.77.0.11:8080\" }; }";
+    let proxy = start(&rig, blocks);
+    let service = SocketAddr::new(SERVICE_V4, 80);
+    rig.judge([0, 0], || {
+        for parts in [
+            ["PROXY TCP6 2001:db8::7 2001:db8::1 4711 443\r\n", "POST /x HTTP/1.1\r\n\r\n"],
+            ["PROXY TCP6 2001:db8::7 2001:db8::1 4711 443\r\nPOST /x HTTP", "/1.1\r\n\r\n"],
+        ] {
+            let stream = rig.client.connect(service).expect("connecting to a service");
+            for part in parts {
+                (&stream).write_all(part.as_bytes()).expect("asking");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            traffic::exchange(&stream, 200_000, 200_000).expect("bulk");
+        }
+    });
+    let without = ask(&rig, service, b"GET / HTTP/1.1\r\nHost: x.example\r\n\r\n");
+    assert_eq!(without.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    drop(server);
+    assert!(proxy.stop().status.success());
+}
+
 /// The servers have the service's address themselves, on an interface that does not answer for it.
 #[test(light)]
 fn servers_with_the_service_s_own_address_are_told_apart_by_their_ethernet_addresses() {

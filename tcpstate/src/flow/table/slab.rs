@@ -90,7 +90,8 @@ pub struct Redirect {
     v6: u8,
     client: u8,
     server: u8,
-    spare: u8,
+    /// Whether a proxy has told who the client is: 4 or 6 for its address's version.
+    told_version: u8,
     hash: [u32; 2],
     /// The Ethernet address by which the client reaches the box.
     pub mac: Mac,
@@ -100,11 +101,15 @@ pub struct Redirect {
     pub own_mac: Mac,
     /// The slot of the server among those of all services, plus one; zero if it is not known. Not true of another process.
     pub slot: u16,
+    /// The address of the client as a proxy has told it.
+    told: [u32; 4],
+    told_port: u16,
+    spare: u16,
 }
 
 impl Redirect {
     /// The version of the layout.
-    pub const LAYOUT: u64 = 1;
+    pub const LAYOUT: u64 = 2;
 
     /// Instead of a place: what was kept of the connection is gone.
     pub const LOST: u16 = u16::MAX;
@@ -126,6 +131,20 @@ impl Redirect {
     /// The keyed hash of the second key.
     pub fn hash(&self) -> u64 {
         u64::from(self.hash[1]) << 32 | u64::from(self.hash[0])
+    }
+
+    /// Notes who the client is: the end on the WAN of this key, as a proxy has told it; `None` if it has not.
+    pub fn tell(&mut self, client: Option<&FlowKey>) {
+        let (told, port, version) =
+            client.map_or_else(Default::default, |key| (key.wan, key.wan_port, if key.v6 { 6 } else { 4 }));
+        (self.told, self.told_port, self.told_version) = (told, port, version);
+    }
+
+    /// Who the client is, if a proxy has told it: the end on the WAN.
+    pub fn told(&self) -> Option<FlowKey> {
+        let v6 = self.told_version == 6;
+        let is_told = v6 || self.told_version == 4 && self.told[..3] == [0, 0, 0xffff];
+        is_told.then(|| FlowKey { wan: self.told, wan_port: self.told_port, v6, ..FlowKey::default() })
     }
 
     /// The key under which the server knows the connection.
