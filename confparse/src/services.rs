@@ -8,7 +8,8 @@ use core::net::IpAddr;
 use core::time::Duration;
 use tcpstate::Side;
 use tcpstate::config::{
-    Balance, Handshake, HealthCheck, Network, Protocol, ProxyHeader, Reach, ServiceConfig, ServiceRoute, ServiceServer,
+    Allowance, AllowedHost, AllowedPlace, Balance, Handshake, HealthCheck, Network, Protocol, ProxyHeader, Reach,
+    ServiceConfig, ServiceRoute, ServiceServer, ServiceUser,
 };
 use tcpstate::service::{default_mac, is_mapped, names};
 use tcpstate::wire::{Addr, Mac};
@@ -19,6 +20,8 @@ const MOST_ROUTES: usize = 10_000;
 const MOST_SERVERS: usize = 64;
 const MOST_POOL: usize = 16;
 const MOST_PROXIES: usize = 64;
+const MOST_ALLOWED: usize = 1000;
+const MOST_USERS: usize = 1000;
 /// What a protocol is written behind, among the names of a route.
 const ALPN: &str = "alpn:";
 /// How long a client may take unless a block says otherwise.
@@ -31,12 +34,12 @@ const fn key(name: &'static str, takes: Takes, unit: &'static str, help: &'stati
 const SERVERS: &str = "`\"192.0.2.10:443\"`, with `*3` behind it for three times as many connections";
 
 /// The keys of a block.
-pub(crate) static KEYS: [Key; 19] = [
+pub(crate) static KEYS: [Key; 21] = [
     key("address", Takes::Address, "", "the address that the box owns"),
     key("port", Takes::Number { min: 1, max: 65535 }, "", "its port"),
     key("vlan", Takes::Number { min: 0, max: 4094 }, "", "the VLAN of its clients and servers, 0 without a tag"),
     key("mac", Takes::Texts("`\"02:00:5e:00:00:01\"`"), "", "the Ethernet address at which the box has it"),
-    key("protocol", Takes::Word(&["tls", "http"]), "", "what clients speak"),
+    key("protocol", Takes::Word(&["tls", "http", "socks", "connect"]), "", "what clients speak"),
     key("proxy", Takes::Word(&["none", "v1", "v2"]), "", "the header of the PROXY protocol that servers get"),
     key(
         "proxy_from",
@@ -44,6 +47,13 @@ pub(crate) static KEYS: [Key; 19] = [
         "",
         "networks of proxies whose connections begin with a header of the PROXY protocol",
     ),
+    key(
+        "allow",
+        Takes::Texts("`\"10.0.0.0/8 = 192.0.2.0/24:80 *.example:443\"`"),
+        "",
+        "clients, and where they may go that say so themselves",
+    ),
+    key("users", Takes::Texts("`\"alice secret\"`"), "", "names and passwords, if clients must say who they are"),
     key(
         "routes",
         Takes::Texts("`\"a.example *.b.example = 192.0.2.10:443\"`"),
@@ -105,6 +115,8 @@ pub(crate) struct Draft {
     protocol: Protocol,
     header: ProxyHeader,
     proxies: Vec<Network>,
+    users: Vec<ServiceUser>,
+    allow: Vec<Allowance>,
     routes: Vec<ServiceRoute>,
     default: Vec<ServiceServer>,
     next_hop: Option<Addr>,
@@ -158,7 +170,12 @@ impl Draft {
                 self.pool = texts.iter().map(|text| address(text)).collect::<Result<_, _>>()?;
             }
             ("protocol", Value::Word(word)) => {
-                self.protocol = if word == "http" { Protocol::Http } else { Protocol::Tls };
+                self.protocol = match word {
+                    "http" => Protocol::Http,
+                    "socks" => Protocol::Socks,
+                    "connect" => Protocol::Connect,
+                    _ => Protocol::Tls,
+                };
             }
             ("proxy", Value::Word(word)) => {
                 self.header = match word {
@@ -166,6 +183,24 @@ impl Draft {
                     "v2" => ProxyHeader::V2,
                     _ => ProxyHeader::None,
                 };
+            }
+            ("users", Value::Texts(texts)) => {
+                if texts.len() > MOST_USERS {
+                    return wrong(format!("`users` has {} entries, and {MOST_USERS} is the most", texts.len()), "");
+                }
+                self.users = texts.iter().map(|text| user(text)).collect::<Result<_, _>>()?;
+            }
+            ("allow", Value::Texts(texts)) => {
+                for text in texts {
+                    self.allow.append(&mut allowances(&text)?);
+                }
+                let places: usize = self.allow.iter().map(|allowance| allowance.to.len()).sum();
+                if places > MOST_ALLOWED {
+                    let message = format!(
+                        "`allow` has {places} places, counted for each network of clients, and {MOST_ALLOWED} is the most"
+                    );
+                    return wrong(message, "");
+                }
             }
             ("proxy_from", Value::Texts(texts)) => {
                 if texts.len() > MOST_PROXIES {
@@ -213,8 +248,56 @@ impl Draft {
         let Some(port) = self.port else {
             return wrong("this block does not say which port it is for", "expected `port = 443;`");
         };
-        let Draft { vlan, mac, protocol, header, proxies, routes, default, next_hop, reach, pool, balance, .. } = self;
-        if routes.is_empty() && default.is_empty() {
+        let Draft {
+            vlan,
+            mac,
+            protocol,
+            header,
+            proxies,
+            users,
+            allow,
+            routes,
+            default,
+            next_hop,
+            reach,
+            pool,
+            balance,
+            ..
+        } = self;
+        if protocol.asks_for_place() {
+            if !(routes.is_empty() && default.is_empty()) || header != ProxyHeader::None || self.check > 0 {
+                let message = "clients of this protocol say themselves which server they want";
+                return wrong(message, "expected no `routes`, `default`, `proxy` and `check` beside it");
+            }
+            if allow.is_empty() {
+                let message = "nobody may go anywhere through this service";
+                return wrong(
+                    message,
+                    "expected `allow = { \"10.0.0.0/8 = 192.0.2.0/24:80 *.example:443\" };`, for example",
+                );
+            }
+            if next_hop.is_none() {
+                let message = "where clients say which server they want, servers are reached by a router";
+                return wrong(message, "expected `next_hop = \"192.0.2.1\";`, for example");
+            }
+            if reach == Reach::Mac {
+                let message = "servers that clients name do not have the service's address";
+                return wrong(message, "expected `reach = nat;` or `reach = full;`");
+            }
+            let networks = allow.iter().map(|allowance| allowance.clients);
+            let places = allow.iter().flat_map(|allowance| &allowance.to).filter_map(|place| match &place.host {
+                AllowedHost::Network(network) => Some(*network),
+                AllowedHost::Any | AllowedHost::Names(_) => None,
+            });
+            if networks.chain(places).any(|network| is_mapped(&network.address) != is_mapped(&address)) {
+                let message = "a service, its clients and its servers have addresses of the same IP version";
+                return wrong(message, "expected networks of that version in `allow`");
+            }
+        } else if !allow.is_empty() || !users.is_empty() {
+            let message = "`allow` and `users` are for clients that say themselves which server they want";
+            return wrong(message, "expected `protocol = socks;` or `protocol = connect;` beside them");
+        }
+        if !protocol.asks_for_place() && routes.is_empty() && default.is_empty() {
             let expected = "expected `routes`, or a `default`";
             return wrong("this service has no servers", expected);
         }
@@ -269,6 +352,8 @@ impl Draft {
             protocol,
             header,
             proxies,
+            users,
+            allow,
             routes,
             default,
             next_hop,
@@ -353,6 +438,68 @@ fn route(text: &str) -> Result<ServiceRoute, Complaint> {
     Ok(ServiceRoute { names, alpn, servers })
 }
 
+/// A user: a name, and behind a blank a password.
+fn user(text: &str) -> Result<ServiceUser, Complaint> {
+    let Some((name, password)) = text.split_once(' ') else {
+        // The text is not repeated: it may be a password.
+        return wrong("a user has no password", "expected a name, a blank and a password, as `\"alice secret\"`");
+    };
+    if name.is_empty() || name.contains(':') || name.len() > 255 || password.is_empty() || password.len() > 255 {
+        let expected = "expected 1 to 255 bytes each, and no `:` in the name (RFC 1929, RFC 7617)";
+        return wrong("a user cannot have this name or password", expected);
+    }
+    Ok(ServiceUser { name: name.to_owned(), password: password.to_owned() })
+}
+
+/// Where some clients may go: their networks, and the places, behind `=`.
+fn allowances(text: &str) -> Result<Vec<Allowance>, Complaint> {
+    let expected = "expected networks of clients, `=` and places, as `\"10.0.0.0/8 = 192.0.2.0/24:80 *.example:443\"`";
+    let Some((clients, places)) = text.split_once('=') else {
+        return wrong(format!("`{text}` allows nothing"), expected);
+    };
+    let places: Vec<_> = places.split_whitespace().map(place).collect::<Result<_, _>>()?;
+    let clients: Vec<_> = clients.split_whitespace().map(network).collect::<Result<_, _>>()?;
+    if clients.is_empty() || places.is_empty() {
+        return wrong(format!("`{text}` allows nothing"), expected);
+    }
+    Ok(clients.into_iter().map(|clients| Allowance { clients, to: places.clone() }).collect())
+}
+
+/// A place: `*` for every host, a name, or a network; with a port or for every port.
+fn place(text: &str) -> Result<AllowedPlace, Complaint> {
+    let named = |message: &str| format!("`{text}` {message}");
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !host.contains(':') => (host, Some(port)),
+        _ => (text, None),
+    };
+    if host != "*" && !names::is_pattern(host) {
+        return match Servers::read(text) {
+            Ok((servers, false)) => {
+                Ok(AllowedPlace { host: AllowedHost::Network(servers.as_network()), port: servers.port })
+            }
+            Ok(_) => wrong(named("is no network"), "expected one as `192.0.2.0/24`, without bits beyond its prefix"),
+            Err(servers::Mistake { message, expected }) => wrong(named(&message), expected),
+        };
+    }
+    let port = match port.map(str::parse::<u16>) {
+        None => None,
+        Some(Ok(port)) if port != 0 => Some(port),
+        Some(_) => return wrong(named("has no port behind its `:`"), "expected a number from 1 to 65535"),
+    };
+    let host = if host == "*" { AllowedHost::Any } else { AllowedHost::Names(host.to_ascii_lowercase()) };
+    Ok(AllowedPlace { host, port })
+}
+
+/// A place as it stands in a file.
+fn place_text(place: &AllowedPlace) -> String {
+    let port = place.port.map_or(String::new(), |port| format!(":{port}"));
+    match &place.host {
+        AllowedHost::Any => format!("*{port}"),
+        AllowedHost::Names(name) => format!("{name}{port}"),
+        AllowedHost::Network(network) => Servers { port: place.port, ..Servers::of_network(network) }.to_string(),
+    }
+}
+
 /// A network, or an address alone.
 fn network(text: &str) -> Result<Network, Complaint> {
     let named = |message: &str| format!("`{text}` {message}");
@@ -396,7 +543,7 @@ fn server_text(server: &ServiceServer) -> String {
 /// A service as its block stands in a file, without the braces.
 pub(crate) fn block(service: &ServiceConfig) -> String {
     let ServiceConfig { address, port, vlan, mac, protocol, header, routes, default, next_hop, patience, .. } = service;
-    let ServiceConfig { proxies, reach, pool, balance, check, of_lan, side, .. } = service;
+    let ServiceConfig { proxies, users, allow, reach, pool, balance, check, of_lan, side, .. } = service;
     let mut out = format!("address = {}; port = {port};", quoted(&servers::unambiguous(ip(address))));
     let mut add = |text: String| {
         out.push(' ');
@@ -409,7 +556,15 @@ pub(crate) fn block(service: &ServiceConfig) -> String {
         let bytes: Vec<_> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
         add(format!("mac = {{ \"{}\" }};", bytes.join(":")));
     }
-    add(format!("protocol = {};", if *protocol == Protocol::Http { "http" } else { "tls" }));
+    add(format!(
+        "protocol = {};",
+        match protocol {
+            Protocol::Tls => "tls",
+            Protocol::Http => "http",
+            Protocol::Socks => "socks",
+            Protocol::Connect => "connect",
+        }
+    ));
     match header {
         ProxyHeader::None => {}
         ProxyHeader::V1 => add("proxy = v1;".to_owned()),
@@ -419,6 +574,17 @@ pub(crate) fn block(service: &ServiceConfig) -> String {
     if !proxies.is_empty() {
         let networks = proxies.iter().map(|network| Servers::of_network(network).to_string()).collect();
         add(format!("proxy_from = {{ {} }};", list(networks)));
+    }
+    if !users.is_empty() {
+        let users = users.iter().map(|user| format!("{} {}", user.name, user.password)).collect();
+        add(format!("users = {{ {} }};", list(users)));
+    }
+    if !allow.is_empty() {
+        let text = |allowance: &Allowance| {
+            let places: Vec<_> = allowance.to.iter().map(place_text).collect();
+            format!("{} = {}", Servers::of_network(&allowance.clients), places.join(" "))
+        };
+        add(format!("allow = {{ {} }};", list(allow.iter().map(text).collect())));
     }
     let all = |servers: &[ServiceServer]| servers.iter().map(server_text).collect::<Vec<_>>();
     if !routes.is_empty() {

@@ -261,7 +261,7 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let policy = Arc::new(Policy::with_clock(&share, cookie_clock, clock::now()));
     let modes = (!arguments.bypass).then(|| Arc::new(ModeBoard::new(policy.targets().clone(), workers)));
     let mut pool = if arguments.bypass {
-        let options = WorkerOptions { poll, shed: false, captures: captures.clone(), modes: None };
+        let options = WorkerOptions { poll, shed: false, captures: captures.clone(), modes: None, looks_up: false };
         WorkerPool::start(pairs, steerings, |_| Bypass::default(), &cores, options, stop, channel)
     } else {
         let memories: Vec<_> = memory::with_others(memories).into_iter().map(Some).collect();
@@ -299,7 +299,13 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
             }
             proxy
         };
-        let options = WorkerOptions { poll, shed: config.shed, captures: captures.clone(), modes: modes.clone() };
+        let options = WorkerOptions {
+            poll,
+            shed: config.shed,
+            captures: captures.clone(),
+            modes: modes.clone(),
+            looks_up: config.engine.service_buffers > 0,
+        };
         WorkerPool::start(pairs, steerings, engine, &cores, options, stop, channel)
     }?;
     pool.tell(outputs);

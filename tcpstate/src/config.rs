@@ -442,6 +442,62 @@ pub enum Protocol {
     Tls,
     /// HTTP/1: the host of the first request.
     Http,
+    /// SOCKS version 5: the client says where it wants to go.
+    Socks,
+    /// HTTP/1: the client says by CONNECT where it wants to go.
+    Connect,
+}
+
+impl Protocol {
+    /// Whether clients say where they want to go, and the box answers them.
+    pub fn asks_for_place(self) -> bool {
+        matches!(self, Protocol::Socks | Protocol::Connect)
+    }
+}
+
+/// Who may use a service, of those who say where they want to go.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ServiceUser {
+    /// Its name, 1 to 255 bytes.
+    pub name: String,
+    /// Its password, as many at most.
+    pub password: String,
+}
+
+/// Without the password.
+impl core::fmt::Debug for ServiceUser {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "user {:?}", self.name)
+    }
+}
+
+/// A host where clients may go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AllowedHost {
+    /// Every one.
+    Any,
+    /// Those with an address in this network, named or not.
+    Network(Network),
+    /// Those that the client names so: by a whole name, or by one below the name behind `*.`.
+    Names(String),
+}
+
+/// Where clients may go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllowedPlace {
+    /// To which hosts.
+    pub host: AllowedHost,
+    /// To which port there, or every port.
+    pub port: Option<u16>,
+}
+
+/// Where some clients may go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Allowance {
+    /// The clients.
+    pub clients: Network,
+    /// The places.
+    pub to: Vec<AllowedPlace>,
 }
 
 /// What a connection to a server of a service begins with, before the client's first byte.
@@ -531,6 +587,10 @@ pub struct ServiceConfig {
     pub header: ProxyHeader,
     /// Networks of proxies whose connections begin with the header of the PROXY protocol, which says who the client is.
     pub proxies: Vec<Network>,
+    /// Of clients that say where they want to go: who they may be, if there are any here; else they need not say.
+    pub users: Vec<ServiceUser>,
+    /// Where those may go.
+    pub allow: Vec<Allowance>,
     /// Where clients go by name.
     pub routes: Vec<ServiceRoute>,
     /// Where clients go that name nothing that is known, or speak something else; if there is no such server, they are turned away.
@@ -565,6 +625,8 @@ impl ServiceConfig {
             protocol: Protocol::default(),
             header: ProxyHeader::default(),
             proxies: Vec::new(),
+            users: Vec::new(),
+            allow: Vec::new(),
             routes: Vec::new(),
             default: Vec::new(),
             next_hop: None,

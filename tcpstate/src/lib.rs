@@ -45,7 +45,10 @@ pub use policy::Policy;
 pub use policy::lists::{List, Lists};
 pub use policy::mode::{Directive, Target, TargetCounts, TargetKey};
 pub use policy::servers::{ServerEntry, ServerTable};
-pub use proxy::{ConnectAttempt, Egress, Footprint, Forwarded, Memory, Metadata, Proxy, Secrets, SharedSyns, Source};
+pub use proxy::{
+    ConnectAttempt, Egress, Footprint, Forwarded, Memory, Metadata, NameAnswer, NameQuestion, Proxy, Secrets,
+    SharedSyns, Source,
+};
 pub use side::{PerSide, Side};
 pub use time::Instant;
 pub use verdict::{Counters, DropReason, Event, Ticket, Timing, Verdict};

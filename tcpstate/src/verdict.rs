@@ -186,6 +186,10 @@ crate::metrics! {
         ServiceTimeout = "service-timeout" in Connections,
         /// Times at which first bytes were sent to a server again because it had not acknowledged them.
         GatheredRepeated = "gathered-repeated" in Times,
+        /// Names that clients wanted to be connected to, and that were looked up.
+        NameAsked = "name-asked",
+        /// Times at which what the box had said to a client in its own name was sent again because the client had not acknowledged it.
+        SaidRepeated = "said-repeated" in Times,
         /// Connections that were reset because a network with fewer of them needed the place of their first bytes.
         GatheredSpared = "gathered-spared" in Connections,
         /// Connections to services that found every source port of the box in use, or at rest after its last connection.

@@ -105,6 +105,51 @@ fn two_sites_behind_one_address_by_their_tls_names() {
     drop(servers);
 }
 
+/// The lab is behind a router; here that is the station that has its addresses.
+#[test]
+fn a_front_for_a_lab_connects_where_it_may() {
+    let rig = Rig::new();
+    add_servers(&rig);
+    let (conf, pid) = (leftovers::file("nginx.conf"), leftovers::file("nginx.pid"));
+    let text = format!(
+        "daemon off; master_process off; pid {}; error_log stderr; events {{ }}
+         http {{ access_log off; server {{ listen 10.77.0.11:80; location / {{ return 200 \"$http_host seen as $remote_addr\\n\"; }} }} }}",
+        pid.display()
+    );
+    fs::write(&conf, text).expect("a file of one's own");
+    let nginx = run(&rig.server, "nginx", &["-c", conf.to_str().expect("text")]);
+    // The names of the lab, for the box alone.
+    let hosts = rig.middle.name_hosts("10.77.0.11 www.lab.example\n10.77.0.100 box.lab.example\n");
+    let config = format!("service_buffers = 16; services = {{ {} }};", recipe(4));
+    let _proxy = Appliance::start(&rig, Backend::Packet, &config);
+    let curl = |rest: &str| format!("curl -sS -m 10 {rest}");
+    let seen = |host: &str| format!("{host} seen as 10.77.0.200");
+    says(&rig.client, &curl("--socks5 10.77.0.100:1080 http://10.77.0.11/"), &seen("10.77.0.11"));
+    says(&rig.client, &curl("--socks5-hostname 10.77.0.100:1080 http://www.lab.example/"), &seen("www.lab.example"));
+    let tunnel = "--proxytunnel --proxy http://10.77.0.100:3128";
+    says(&rig.client, &curl(&format!("{tunnel} --proxy-user alice:secret http://10.77.0.11/")), &seen("10.77.0.11"));
+    says(
+        &rig.client,
+        &curl(&format!("{tunnel} --proxy-user alice:secret http://www.lab.example/")),
+        &seen("www.lab.example"),
+    );
+    says(&rig.client, &curl(&format!("{tunnel} --proxy-user alice:wrong http://10.77.0.11/")), "407");
+    says(&rig.client, &curl(&format!("{tunnel} --proxy-user alice:secret http://10.77.0.11:81/")), "403");
+    // Not allowed; refused; a name without an address; one that is the box's.
+    for (what, code) in [
+        ("--socks5 10.77.0.100:1080 http://10.77.0.2/", "(2)"),
+        ("--socks5 10.77.0.100:1080 http://10.77.0.12/", "(5)"),
+        ("--socks5-hostname 10.77.0.100:1080 http://none.lab.example/", "(4)"),
+        ("--socks5-hostname 10.77.0.100:1080 http://box.lab.example/", "(4)"),
+        ("--socks5-hostname 10.77.0.100:1080 http://www.other.example/", "(4)"),
+    ] {
+        says(&rig.client, &curl(what), code);
+    }
+    drop(nginx);
+    drop(hosts);
+    let _ = (fs::remove_file(conf), fs::remove_file(pid));
+}
+
 /// curl sends the header that a proxy would.
 #[test]
 fn a_proxy_in_front_says_who_the_client_is() {

@@ -9,7 +9,9 @@ use std::net::IpAddr;
 use std::sync::OnceLock;
 use std::time::Duration;
 use tcpstate::config::{Asymmetric, Extension, Handshake, Protocol, Proved, RateLimit, SackConflict, Stray};
+use tcpstate::service::access::Access;
 use tcpstate::service::names::Protocols;
+use tcpstate::service::negotiation::{Language, Next};
 use tcpstate::service::proxy_header::{self, Told};
 use tcpstate::service::{Asked, Reading};
 use tcpstate::wire::neighbour::Neighbour;
@@ -131,6 +133,22 @@ pub fn first_bytes(data: &[u8]) {
             Told::More => assert!(bytes.len() < most),
             Told::Ends(len, _) => assert!(0 < len && len <= bytes.len()),
             Told::Other => (),
+        }
+    }
+    for language in [Language::Socks, Language::Connect] {
+        let mut said = Vec::new();
+        for at in (0..bytes.len()).step_by(step) {
+            let (now, next) = language.read(&bytes[..at], step, bytes.len(), &Access::default());
+            assert!(now.bytes().starts_with(&said));
+            said = now.bytes().to_vec();
+            match next {
+                Next::More => (),
+                Next::Asks { len, .. } => {
+                    assert!(len <= at);
+                    break;
+                }
+                Next::Other | Next::End | Next::Fails(_) => break,
+            }
         }
     }
     let mut at = 0;

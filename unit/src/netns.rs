@@ -80,6 +80,15 @@ pub const CLIENT_MAC: &str = "02:00:00:00:00:c1";
 /// The Ethernet address of the server.
 pub const SERVER_MAC: &str = "02:00:00:00:00:51";
 
+/// See [`Namespace::name_hosts`].
+pub struct Hosts(PathBuf);
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
 /// One network namespace of our own; gone when dropped, with every interface in it.
 #[derive(Debug)]
 pub struct Namespace {
@@ -124,6 +133,18 @@ impl Namespace {
             // A panic inside is the caller's panic, with its own message.
             inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+
+    /// Gives programs that are started inside from now on their own `/etc/hosts`, and no name server that answers, until what is returned is dropped.
+    ///
+    /// # Panics
+    /// If `/etc/netns` cannot be written.
+    pub fn name_hosts(&self, hosts: &str) -> Hosts {
+        let folder = Path::new("/etc/netns").join(&self.name);
+        fs::create_dir_all(&folder).expect("a folder below /etc/netns");
+        fs::write(folder.join("hosts"), hosts).expect("writing names of hosts");
+        fs::write(folder.join("resolv.conf"), "nameserver 127.0.0.1\n").expect("writing a name server");
+        Hosts(folder)
     }
 
     /// A command that will run inside, with `/sys` of this namespace, and that ends when the thread that starts it

@@ -15,9 +15,10 @@ use proptest::sample::{Index, select};
 use std::sync::Arc;
 use tcpstate::Side;
 use tcpstate::config::{
-    Action, Asymmetric, Auto, AutoSettings, Balance, Destination, DestinationRule, EarlyEcho, Extension, Handshake,
-    HealthCheck, Limits, Mode, Network, Protocol, Proved, ProxyHeader, RateLimit, Reach, SackConflict, ServiceConfig,
-    ServiceRoute, ServiceServer, Settings, Source, Stray, TimeoutSettings, Timeouts,
+    Action, Allowance, AllowedHost, AllowedPlace, Asymmetric, Auto, AutoSettings, Balance, Destination,
+    DestinationRule, EarlyEcho, Extension, Handshake, HealthCheck, Limits, Mode, Network, Protocol, Proved,
+    ProxyHeader, RateLimit, Reach, SackConflict, ServiceConfig, ServiceRoute, ServiceServer, ServiceUser, Settings,
+    Source, Stray, TimeoutSettings, Timeouts,
 };
 
 const SAMPLE: &str = include_str!("../../../conf.txt");
@@ -311,23 +312,29 @@ fn services() -> impl Strategy<Value = Vec<ServiceConfig>> {
     let check = option::of((1..=3600u64, 1..=100u8, 1..=100u8));
     let turned = any::<(bool, bool)>();
     let proxies = vec(any::<[u32; 3]>(), 0..3);
-    let more = (reach, vec(any::<[u32; 3]>(), 0..3), balance, check, turned, proxies);
+    let target = (0..3usize, any::<[u32; 3]>(), "(\\*\\.)?[a-z][a-z0-9-]{0,9}", option::of(1..=u16::MAX));
+    let allow = vec((any::<[u32; 3]>(), vec(target, 1..4)), 1..4);
+    let users = vec(("[a-z][!-9;-~]{0,5}", "[ -~]{1,6}"), 0..3);
+    let more = (reach, vec(any::<[u32; 3]>(), 0..3), balance, check, turned, proxies, (allow, users));
     let name = "(\\*\\.)?[a-z][a-z0-9-]{0,9}(\\.[a-z]{1,9}){0,2}";
     let alpn = select(&["h2", "http/1.1", "acme-tls/1", "alpn:"][..]);
     let route = (vec(name, 1..4), vec(alpn, 0..3), vec(place(), 1..4));
-    let shape = (any::<bool>(), 1..=u16::MAX, 0..=4094u16, option::of(any::<[u8; 6]>()), any::<bool>(), 0..3usize);
+    let shape = (any::<bool>(), 1..=u16::MAX, 0..=4094u16, option::of(any::<[u8; 6]>()), 0..4usize, 0..3usize);
     let servers = (vec(route, 0..4), vec(place(), 1..3), option::of(any::<[u32; 3]>()), 1..=3600u64);
     let service = (shape, servers, more);
     vec(service, 0..4).prop_map(|all| {
         let services = all.into_iter().zip(1..).map(
             |(
                 (
-                    (v6, port, vlan, mac, http, header),
+                    (v6, port, vlan, mac, protocol, header),
                     (routes, default, next_hop, patience),
-                    (reach, pool, balance, check, turned, proxies),
+                    (reach, pool, balance, check, turned, proxies, (allow, users)),
                 ),
                 n,
             )| {
+                let protocol = [Protocol::Tls, Protocol::Http, Protocol::Socks, Protocol::Connect][protocol];
+                let asks = protocol.asks_for_place();
+                let reach = if asks && reach == Reach::Mac { Reach::Nat } else { reach };
                 let of = |[a, b, c]: [u32; 3], low: u32| {
                     if v6 { [0x2001_0db8, a, b, c & !0xff | low] } else { [0, 0, 0xffff, c & !0xff | low] }
                 };
@@ -340,13 +347,37 @@ fn services() -> impl Strategy<Value = Vec<ServiceConfig>> {
                 ServiceConfig {
                     vlan,
                     mac,
-                    protocol: if http { Protocol::Http } else { Protocol::Tls },
-                    header: [ProxyHeader::None, ProxyHeader::V1, ProxyHeader::V2][header],
+                    protocol,
+                    header: [ProxyHeader::None, ProxyHeader::V1, ProxyHeader::V2][if asks { 0 } else { header }],
+                    users: users
+                        .into_iter()
+                        .filter(|_| asks)
+                        .map(|(name, password)| ServiceUser { name, password })
+                        .collect(),
+                    allow: allow
+                        .into_iter()
+                        .filter(|_| asks)
+                        .map(|(clients, places)| Allowance {
+                            clients: Network { address: of(clients, 0x85), prefix: 128 },
+                            to: places
+                                .into_iter()
+                                .map(|(kind, words, name, port)| AllowedPlace {
+                                    host: match kind {
+                                        0 => AllowedHost::Any,
+                                        1 => AllowedHost::Network(Network { address: of(words, 0x86), prefix: 128 }),
+                                        _ => AllowedHost::Names(name),
+                                    },
+                                    port,
+                                })
+                                .collect(),
+                        })
+                        .collect(),
                     routes: routes
                         .into_iter()
+                        .filter(|_| !asks)
                         .map(|(names, alpn, servers)| ServiceRoute {
                             names,
-                            alpn: alpn.into_iter().filter(|_| !http).map(str::to_owned).collect(),
+                            alpn: alpn.into_iter().filter(|_| protocol == Protocol::Tls).map(str::to_owned).collect(),
                             servers: servers.into_iter().map(server).collect(),
                         })
                         .collect(),
@@ -354,8 +385,8 @@ fn services() -> impl Strategy<Value = Vec<ServiceConfig>> {
                         .into_iter()
                         .map(|words| Network { address: of(words, 0x84), prefix: 128 })
                         .collect(),
-                    default: default.into_iter().map(server).collect(),
-                    next_hop: next_hop.map(|words| of(words, 0x81)),
+                    default: default.into_iter().filter(|_| !asks).map(server).collect(),
+                    next_hop: next_hop.or(asks.then_some([7, 8, 9])).map(|words| of(words, 0x81)),
                     patience: Duration::from_secs(patience),
                     reach,
                     pool: match reach {
@@ -364,7 +395,7 @@ fn services() -> impl Strategy<Value = Vec<ServiceConfig>> {
                         Reach::Nat => Vec::new(),
                     },
                     balance,
-                    check: check.map(|(every, rise, fall)| HealthCheck {
+                    check: check.filter(|_| !asks).map(|(every, rise, fall)| HealthCheck {
                         every: Duration::from_secs(every),
                         rise,
                         fall,

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tcpstate::{Connection, CookieClock, Excerpt, Filter, Lists, Policy, Rotation, ServerTable, Side};
+use tcpstate::{Connection, CookieClock, Excerpt, Filter, Lists, NameAnswer, Policy, Rotation, ServerTable, Side};
 
 /// Commands that a queue holds: more than there are clients, each of which waits for the answer to one.
 const CAPACITY: usize = 128;
@@ -66,6 +66,8 @@ pub enum Command {
     },
     /// Report the top talkers.
     Top,
+    /// Go on with a connection whose server's name has been looked up.
+    Resolved(Arc<NameAnswer>),
 }
 
 impl Command {
@@ -83,6 +85,7 @@ impl Command {
             Command::List { .. } => CommandKind::Flows,
             Command::Explain { .. } => CommandKind::Explain,
             Command::Top => CommandKind::Top,
+            Command::Resolved(_) => CommandKind::Resolved,
         }
     }
 }

@@ -5,8 +5,8 @@ use crate::control::views::FrameBuffer;
 use std::iter;
 use std::sync::Arc;
 use tcpstate::{
-    Adopted, Counters, Directive, DropReason, Egress, Event, Forwarded, Head, Instant, Metadata, Population, Proxy,
-    ServerUpdate, Side, Source, Target, TargetCounts, Ticket, Verdict,
+    Adopted, Counters, Directive, DropReason, Egress, Event, Forwarded, Head, Instant, Metadata, NameQuestion,
+    Population, Proxy, ServerUpdate, Side, Source, Target, TargetCounts, Ticket, Verdict,
 };
 
 /// What a worker calls for its frames; see [`Proxy`], whose methods these are.
@@ -67,6 +67,12 @@ pub trait Engine {
     /// What it has learned that other engines need; to be called once an iteration.
     #[inline]
     fn updates(&mut self) -> impl Iterator<Item = ServerUpdate> {
+        iter::empty()
+    }
+
+    /// Names that are to be looked up; to be called once an iteration. The answers come as commands.
+    #[inline]
+    fn questions(&mut self) -> impl Iterator<Item = NameQuestion> {
         iter::empty()
     }
 
@@ -263,6 +269,11 @@ impl Engine for Proxy {
         Proxy::updates(self)
     }
 
+    #[inline]
+    fn questions(&mut self) -> impl Iterator<Item = NameQuestion> {
+        Proxy::questions(self)
+    }
+
     fn receive_update(&mut self, update: &ServerUpdate, now: Instant) {
         Proxy::receive_update(self, update, now);
     }
@@ -278,6 +289,7 @@ impl Engine for Proxy {
     fn execute(&mut self, command: Command, now: Instant) -> Answer {
         match command {
             // The worker's own.
+            Command::Resolved(answer) => self.resolved(&answer, now),
             Command::Ping | Command::Top | Command::SetOptions { .. } => {}
             Command::List { from, filter } => {
                 let mut connections = Vec::with_capacity(Proxy::LISTED);

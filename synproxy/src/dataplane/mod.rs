@@ -3,7 +3,8 @@
 //! [`pool`] starts and supervises the threads, [`worker`] is the loop of one of them, and [`engine`] is what it calls for every
 //! frame. [`steering`] finds the worker that owns a flow and [`handoff`] carries frames and updates between workers. [`polling`]
 //! decides when a worker may sleep, [`modes`] what becomes of SYNs by their destination, [`load`] and [`shedding`] which SYNs it drops
-//! under overload, [`hold_buffer`] stores the frames that wait for a server, and [`waiting`] those that wait for what the kernel has forwarded before them. [`watchdog`] tells by each worker's [`pulse`] that none is
+//! under overload, [`hold_buffer`] stores the frames that wait for a server, and [`waiting`] those that wait for what the kernel has forwarded before them.
+//! [`resolver`] looks up names of servers. [`watchdog`] tells by each worker's [`pulse`] that none is
 //! stuck.
 
 pub mod egress;
@@ -16,6 +17,7 @@ pub mod modes;
 pub mod polling;
 pub mod pool;
 pub mod pulse;
+pub mod resolver;
 pub mod shedding;
 pub mod steering;
 pub mod waiting;

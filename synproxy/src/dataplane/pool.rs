@@ -5,6 +5,7 @@
 use super::engine::Engine;
 use super::modes::ModeBoard;
 use super::polling::PollPolicy;
+use super::resolver::Resolver;
 use super::steering::Steering;
 use super::watchdog::{Outputs, Watchdog};
 use super::worker::Worker;
@@ -73,6 +74,8 @@ pub struct WorkerOptions {
     pub captures: Captures,
     /// Where modes of destinations are decided, if anything decides them.
     pub modes: Option<Arc<ModeBoard>>,
+    /// Whether names are to be looked up for them.
+    pub looks_up: bool,
 }
 
 /// The worker threads.
@@ -134,6 +137,7 @@ impl WorkerPool {
             watchdog: Watchdog::default(),
             began: Instant::now(),
         };
+        let resolver = options.looks_up.then(Resolver::default);
         let mut steerings = steerings.into_iter();
         for (number, pair) in pairs.into_iter().enumerate() {
             let steering = steerings.next();
@@ -144,6 +148,7 @@ impl WorkerPool {
             let pulse = pool.watchdog.add(&pair);
             let (poll, shed, captures) = (options.poll, options.shed, options.captures.tap(number));
             let modes = options.modes.as_ref().map(|modes| modes.link(number));
+            let questions = resolver.as_ref().map(|resolver| resolver.questions(number));
             let work = move || {
                 let work = AssertUnwindSafe(|| {
                     prepare_thread(number, core);
@@ -154,6 +159,9 @@ impl WorkerPool {
                         .with_pulse(pulse);
                     if shed {
                         worker = worker.with_shedding();
+                    }
+                    if let Some(questions) = questions {
+                        worker = worker.with_questions(questions);
                     }
                     if let Some(modes) = modes {
                         worker = worker.with_modes(modes);
@@ -172,6 +180,9 @@ impl WorkerPool {
             };
             let thread = thread::Builder::new().name(format!("worker {number}")).spawn(work).map_err(Failure::Spawn)?;
             pool.workers.push(thread);
+        }
+        if let Some(resolver) = resolver {
+            resolver.start(&pool.commands)?;
         }
         Ok(pool)
     }

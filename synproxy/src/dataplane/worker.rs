@@ -11,6 +11,7 @@ use super::load::{LoadMonitor, LoadSample};
 use super::modes::ModeLink;
 use super::polling::PollPolicy;
 use super::pulse::Pulse;
+use super::resolver::Questions;
 use super::shedding::Shedder;
 use super::steering::Steering;
 use super::waiting::WaitingFrames;
@@ -88,6 +89,8 @@ pub struct Worker<E> {
     steering: Option<Steering>,
     /// The operator's commands.
     commands: Option<Arc<CommandQueue>>,
+    /// Where names are looked up.
+    questions: Option<Questions>,
     /// Where modes of destinations are decided; `None` where nothing decides them.
     modes: Option<ModeLink>,
     /// What is captured of its frames.
@@ -160,6 +163,7 @@ impl<E: Engine> Worker<E> {
             sleeps: 0,
             steering,
             commands: None,
+            questions: None,
             modes: None,
             captures: CaptureTap::default(),
             captures_frames: false,
@@ -194,6 +198,11 @@ impl<E: Engine> Worker<E> {
     /// The same worker, with this policy for sleep.
     pub fn with_poll_policy(self, poll_policy: PollPolicy) -> Self {
         Self { poll_policy, ..self }
+    }
+
+    /// The same worker, which has names looked up.
+    pub fn with_questions(self, questions: Questions) -> Self {
+        Self { questions: Some(questions), ..self }
     }
 
     /// The same worker, which executes the commands of this queue.
@@ -404,6 +413,7 @@ impl<E: Engine> Worker<E> {
             modes.report(&mut self.engine, iteration.received > 0 || iteration.more, now);
         }
         self.publish_updates();
+        self.ask_names();
         let taken = begin.elapsed();
         self.cost.add(iteration.received, taken);
         if iteration.received > 0 {
@@ -531,6 +541,15 @@ impl<E: Engine> Worker<E> {
             }
             if let Some(steering) = &mut self.steering {
                 steering.publish(Update::Server(update));
+            }
+        }
+    }
+
+    /// Has names looked up that connections wait for.
+    fn ask_names(&mut self) {
+        for question in self.engine.questions() {
+            if let Some(questions) = &self.questions {
+                questions.ask(question);
             }
         }
     }

@@ -451,6 +451,8 @@ metrics! {
         Explain = "explain",
         /// Copying the top talkers, for `top`.
         Top = "top",
+        /// Going on with a connection whose server's name has been looked up.
+        Resolved = "resolved",
         /// Publishing the statistics, ten times a second: no command, and all that a scrape of the metrics costs a worker.
         Publish = "publish",
     }

@@ -6,6 +6,7 @@
 
 use crate::flow::table::Region;
 use crate::seq::SeqNum;
+use crate::service::negotiation::{self, Language};
 use crate::service::proxy_header::{Header, LONGEST};
 use core::sync::atomic::{Ordering, compiler_fence};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -45,6 +46,37 @@ pub struct Place {
     /// What the server gets in front of the bytes.
     header_len: u16,
     header: [u8; LONGEST + 1],
+    /// What the box has said to the client in its own name: the number of the first byte, how many there are, and how many the client has acknowledged.
+    said_first: SeqNum,
+    said_len: u16,
+    heard: u16,
+    /// How far a client has come that says where it wants to go: a [`Stage`]; and the language it says that in.
+    stage: u16,
+    language: u16,
+    /// Where it wants to go, as far as that is known.
+    target: [u32; 4],
+    target_port: u16,
+    spare: u16,
+    said: [u8; negotiation::LONGEST],
+}
+
+/// How far a client has come that says where it wants to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It has not said it yet.
+    Talks,
+    /// It has named a server, whose address is being looked up.
+    LooksUp,
+    /// The address has been looked up.
+    Found,
+    /// It has been looked up in vain.
+    NotFound,
+    /// The server is connected, or the client was told why not.
+    Settled,
+}
+
+impl Stage {
+    const ALL: [Stage; 5] = [Stage::Talks, Stage::LooksUp, Stage::Found, Stage::NotFound, Stage::Settled];
 }
 
 const FREE: u16 = 0;
@@ -67,6 +99,15 @@ impl Default for Place {
             pieces: [[0; 2]; PIECES],
             header_len: 0,
             header: [0; LONGEST + 1],
+            said_first: SeqNum::default(),
+            said_len: 0,
+            heard: 0,
+            stage: 0,
+            language: 0,
+            target: [0; 4],
+            target_port: 0,
+            spare: 0,
+            said: [0; negotiation::LONGEST],
         }
     }
 }
@@ -122,6 +163,40 @@ impl Place {
         self.skipped
     }
 
+    /// How far the client has come in saying where it wants to go.
+    pub fn stage(&self) -> Stage {
+        Stage::ALL.get(usize::from(self.stage)).copied().unwrap_or(Stage::Settled)
+    }
+
+    /// The language in which the box speaks to it.
+    pub fn language(&self) -> Option<Language> {
+        match self.language {
+            1 => Some(Language::Socks),
+            2 => Some(Language::Connect),
+            _ => None,
+        }
+    }
+
+    /// The address, if that is known, and the port where it wants to go.
+    pub fn target(&self) -> ([u32; 4], u16) {
+        (self.target, self.target_port)
+    }
+
+    /// How much the box has said in its own name.
+    pub fn said_len(&self) -> u16 {
+        self.said_len
+    }
+
+    /// How much of that the client has not acknowledged.
+    pub fn unheard(&self) -> u16 {
+        self.said_len - self.heard
+    }
+
+    /// What the client has not acknowledged of it, and the number of the first byte of that.
+    pub fn unheard_bytes(&self) -> (SeqNum, &[u8]) {
+        (self.said_first + u32::from(self.heard), &self.said[self.heard.into()..self.said_len.into()])
+    }
+
     /// The number after the last byte that is there in order.
     pub fn end(&self) -> SeqNum {
         self.first + u32::from(self.len)
@@ -164,6 +239,8 @@ impl Gathered {
         if !is_used {
             places.fill(Place::default());
         }
+        // One that was killed while it adopted those of another has left them for the next; and what is adopted is for this one alone to say.
+        places.iter_mut().filter(|place| place.use_of == ADOPTED).for_each(|place| place.use_of = TAKEN);
         let networks = if places.is_empty() { 0 } else { 1 << NETWORK_BITS };
         Self { places, bytes, room: room.into(), free: 0, taken: 0, by_network: vec![0; networks], hand: 0 }
     }
@@ -191,6 +268,8 @@ impl Gathered {
             && usize::from(place.header_len) <= LONGEST
             && place.acked <= total
             && usize::from(place.network) < 1 << NETWORK_BITS
+            && usize::from(place.said_len) <= negotiation::LONGEST
+            && place.heard <= place.said_len
             && place.pieces.iter().all(is_piece);
         if is_its {
             (place.use_of, place.sent) = (ADOPTED, place.acked);
@@ -310,6 +389,47 @@ impl Gathered {
         place.skipped = count.min(place.len);
     }
 
+    /// Notes how far the client has come, and in which language.
+    pub fn set_stage(&mut self, number: u16, stage: Stage, language: Option<Language>) {
+        let place = &mut self.places[usize::from(number) - 1];
+        place.stage = stage as u16;
+        place.language = match language {
+            None => 0,
+            Some(Language::Socks) => 1,
+            Some(Language::Connect) => 2,
+        };
+    }
+
+    /// Notes where it wants to go.
+    pub fn set_target(&mut self, number: u16, target: [u32; 4], port: u16) {
+        let place = &mut self.places[usize::from(number) - 1];
+        (place.target, place.target_port) = (target, port);
+    }
+
+    /// The box says this to the client, as far as there is room; returns how much that is. `first` is the number of the first byte that it says at all.
+    pub fn say(&mut self, number: u16, first: SeqNum, bytes: &[u8]) -> u16 {
+        let place = &mut self.places[usize::from(number) - 1];
+        let room = &mut place.said[place.said_len.into()..];
+        let count = bytes.len().min(room.len());
+        room[..count].copy_from_slice(&bytes[..count]);
+        if place.said_len == 0 {
+            place.said_first = first;
+        }
+        place.said_len += count as u16;
+        count as u16
+    }
+
+    /// Notes that the client has acknowledged everything before this number; whether that says something new.
+    pub fn hear(&mut self, number: u16, ack: SeqNum) -> bool {
+        let place = &mut self.places[usize::from(number) - 1];
+        let heard = ack.beyond(place.said_first);
+        let is_new = place.said_len > 0 && heard > place.heard.into() && heard < 1 << 31;
+        if is_new {
+            place.heard = heard.min(place.said_len.into()) as u16;
+        }
+        is_new
+    }
+
     /// Puts a header in front of the bytes, of which none was sent.
     pub fn put_header(&mut self, number: u16, header: Header) {
         let place = &mut self.places[usize::from(number) - 1];
@@ -348,7 +468,8 @@ impl Gathered {
         let acked = ack.beyond(self.server_first(number));
         let total = self.total(number);
         let place = &mut self.places[usize::from(number) - 1];
-        let is_new = acked > place.acked && acked < 1 << 31;
+        // What it has got from the client itself is not of here.
+        let is_new = acked.min(total) > place.acked && acked < 1 << 31;
         if is_new {
             place.acked = acked.min(total);
             place.sent = place.sent.max(place.acked);

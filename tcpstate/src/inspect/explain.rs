@@ -82,6 +82,7 @@ impl Proxy {
             counters: Counters::default(),
             proved: Vec::new(),
             updates: Vec::new(),
+            questions: Vec::new(),
             arrived: None,
         };
         // Its own tables have other places.

@@ -14,6 +14,7 @@ use crate::flow::table::wheel::tick;
 use crate::flow::translate::Projection;
 use crate::flow::{Flow, FlowFlags, State};
 use crate::seq::SeqNum;
+use crate::service::negotiation::LONGEST;
 use crate::wire::{Envelope, Flags, Kind, OptionList, Options, Segment};
 use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
 
@@ -114,8 +115,11 @@ impl Proxy {
 
     /// Segments of a flow after both handshakes.
     pub(super) fn on_established(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
-        if ctx.side == Side::Lan && ctx.kind == Kind::Ack && self.table[id].is(FlowFlags::REDIRECTED) {
-            let raised = self.raise(&mut ctx, id);
+        if ctx.kind == Kind::Ack && self.table[id].is(FlowFlags::REDIRECTED) {
+            let raised = match ctx.side {
+                Side::Lan => self.raise(&mut ctx, id),
+                Side::Wan => self.raise_client(&mut ctx, id),
+            };
             let Context { side, kind, hash, tokens, now, head, egress, .. } = ctx;
             return self.on_connected(Context { side, segment: &raised, kind, hash, tokens, now, head, egress }, id);
         }
@@ -136,12 +140,19 @@ impl Proxy {
         if ctx.side == Side::Wan
             && self.table[id].is(FlowFlags::REOPENING)
             // The connection's own cookie still opens; it proves nothing new.
-            && ctx.segment.ack != self.table[id].outer_isn + 1
+            && !self.is_own_cookie(id, ctx.segment.ack)
             && let Ok(proof) = self.open_cookie(&mut ctx)
         {
             return self.accept_cookie(ctx, &proof, Some(id));
         }
         self.track_and_pass(ctx, id)
+    }
+
+    /// Whether this acknowledges what the box answered the client's SYN of this connection with, or what it has said in its own name since.
+    fn is_own_cookie(&self, id: Id, ack: SeqNum) -> bool {
+        let next = self.table[id].outer_isn + 1;
+        let said = if self.table[id].is(FlowFlags::REDIRECTED) { LONGEST as u32 } else { 0 };
+        ack.within(next - said, next)
     }
 
     fn on_syn_while_established(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {

@@ -363,6 +363,9 @@ impl Proxy {
             let added = if to == Side::Lan { self.table.client_deltas(id).0 } else { SeqDelta::default() };
             let seq = match (to, self.gathered(id)) {
                 (Side::Lan, number) if number != 0 => self.caches.gathered.unacked(number),
+                (Side::Wan, number) if number != 0 && self.caches.gathered.get(number).unheard() > 0 => {
+                    self.caches.gathered.get(number).unheard_bytes().0
+                }
                 _ => self.table[id].endpoint(to).acked + added,
             };
             let envelope = self.envelope(id, to.other());

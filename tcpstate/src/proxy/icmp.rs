@@ -13,6 +13,7 @@ use crate::flow::table::Id;
 use crate::flow::translate::{Projection, replace32};
 use crate::flow::{Flow, FlowFlags, State};
 use crate::seq::SeqNum;
+use crate::service::negotiation::Failure;
 use crate::wire::checksum::Patch;
 use crate::wire::{
     Addr, Envelope, Flags, Fragment, IPV4_LEN, IPV4_MTU, IPV6_LEN, IPV6_MTU, IcmpKind, OptionList, Outgoing, Quote,
@@ -129,8 +130,18 @@ impl Proxy {
         now: Instant,
         egress: &mut impl Egress,
     ) -> Verdict {
-        if let Err(reason) = self.remember_error_of_syn(side, quote, id, &quote.key, head, now) {
-            return Verdict::Drop(reason);
+        let unreachable = match self.remember_error_of_syn(side, quote, id, &quote.key, head, now) {
+            Ok(unreachable) => unreachable,
+            Err(reason) => return Verdict::Drop(reason),
+        };
+        if self.talks(id) {
+            if !self.table[id].has_finished(Side::Lan) {
+                // RFC 792, RFC 4443 section 3.1: code 0 is about the network.
+                let is_network = unreachable.is_some_and(|error| error.code == 0);
+                let failure = if is_network { Failure::NetworkUnreachable } else { Failure::HostUnreachable };
+                self.fail(id, failure, now, egress);
+            }
+            return Verdict::Drop(DropReason::Consumed);
         }
         self.abort(id, egress);
         Verdict::Drop(DropReason::Consumed)

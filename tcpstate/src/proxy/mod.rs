@@ -19,6 +19,7 @@ mod icmp;
 mod idle;
 pub(crate) mod kernel_syns;
 mod listed;
+mod negotiation;
 mod neighbours;
 pub(crate) mod passthrough;
 mod proof;
@@ -78,6 +79,8 @@ use handed_down::HandedDown;
 use idle::Inspection;
 use kernel_syns::KernelSyns;
 pub use kernel_syns::SharedSyns;
+use negotiation::QUESTIONS_KEPT;
+pub use negotiation::{NameAnswer, NameQuestion};
 use passthrough::UnprovedFlows;
 pub(crate) use refusal::TRY_REPEATED;
 pub use regions::{Footprint, Memory};
@@ -331,6 +334,8 @@ pub struct Proxy {
     pub(crate) proved: Vec<Source>,
     /// What was learned since [`Proxy::updates`] was last asked.
     pub(crate) updates: Vec<ServerUpdate>,
+    /// Names to be looked up since [`Proxy::questions`] was last asked.
+    pub(crate) questions: Vec<NameQuestion>,
     /// The side that the frame at hand has come from, where it is treated as one of the other side.
     pub(crate) arrived: Option<Side>,
 }
@@ -425,6 +430,7 @@ impl Proxy {
             counters: Counters::default(),
             proved: Vec::with_capacity(PROVED_KEPT),
             updates: Vec::with_capacity(UPDATES_KEPT),
+            questions: Vec::with_capacity(if config.service_buffers > 0 { QUESTIONS_KEPT } else { 0 }),
             arrived: None,
         };
         proxy.settings.is_guarded = proxy.is_guarded();
@@ -794,6 +800,7 @@ impl Proxy {
                 (Some((id, State::Gathering)), Side::Wan, _) => self.on_client_while_gathering(ctx, id),
                 (Some((_, State::Gathering)), Side::Lan, _) => Verdict::Drop(DropReason::WrongState),
                 (Some((id, State::Repeating)), Side::Lan, _) => self.on_server_while_repeating(ctx, id),
+                (Some((id, State::Repeating)), Side::Wan, _) => self.on_client_while_repeating(ctx, id),
                 (Some((id, State::ServerTried)), Side::Wan, _) => self.on_client_while_server_tried(ctx, id),
                 (Some((id, State::ServerTried)), Side::Lan, _) => self.on_server_while_server_tried(ctx, id),
                 (Some((id, State::SynSent | State::SynReceived)), ..) => self.on_opening(ctx, id),

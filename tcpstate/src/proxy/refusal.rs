@@ -253,7 +253,7 @@ impl Proxy {
         Verdict::Drop(DropReason::Consumed)
     }
 
-    /// Remembers, for this port, that an ICMP error came about the SYN which the box has sent to a server.
+    /// Remembers, for this port, that an ICMP error came about the SYN which the box has sent to a server, and returns what it says.
     ///
     /// # Errors
     /// Why an error is dropped that says anything else, or of another segment.
@@ -265,15 +265,16 @@ impl Proxy {
         key: &FlowKey,
         head: &Head,
         now: Instant,
-    ) -> Result<(), DropReason> {
+    ) -> Result<Option<Unreachable>, DropReason> {
         if side == Side::Wan || quote.kind(head.bytes()) != IcmpKind::Unreachable {
             return Err(DropReason::IcmpUnmatched);
         }
         if quote.seq != self.next_number(id, Side::Lan) - 1 {
             return Err(DropReason::IcmpNotInFlight);
         }
-        self.remember_error(key, quote.unreachable(head.bytes()), true, now);
-        Ok(())
+        let unreachable = quote.unreachable(head.bytes());
+        self.remember_error(key, unreachable, true, now);
+        Ok(unreachable)
     }
 
     /// An ICMP error has come about a SYN to this port.

@@ -165,7 +165,9 @@ impl Proxy {
 
     /// Resets a client whose server cannot be reached.
     pub(super) fn reset_client(&mut self, id: Id, egress: &mut impl Egress) {
-        let seq = self.table[id].outer_isn + 1;
+        // Behind what the box has said to a client that talks to it.
+        let flow = &self.table[id];
+        let seq = if self.talks(id) { flow.endpoint(Side::Lan).next } else { flow.outer_isn + 1 };
         let envelope = self.envelope(id, Side::Lan);
         self.emit(Side::Wan, &bare_reset(&envelope, seq, &OptionList::none()), egress);
     }

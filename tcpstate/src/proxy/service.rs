@@ -8,6 +8,8 @@
 //!   State::Established      as any connection, under two keys (`established`)
 //! ```
 //!
+//! Where clients say themselves where they want to go, the box answers them first (`negotiation`).
+//!
 //! The sequence number of the SYN to the server is free. It is chosen so that the client's next byte has the client's own number for the server too,
 //! whatever the box puts in front: from then on the client's numbers are the server's. While the box repeats, an acknowledgement of the server may
 //! lie before what the client was acknowledged; it is raised to that, and its window lowered by as much.
@@ -27,9 +29,10 @@ use crate::flow::translate::{blank, replace32};
 use crate::flow::{FlowFlags, State};
 use crate::owner::share;
 use crate::policy::ServiceMark;
-use crate::seq::{RawWindow, SeqDelta, SeqNum, Window};
+use crate::seq::{RawWindow, SeqDelta, SeqNum, Window, WindowScale};
+use crate::service::negotiation::Failure;
 use crate::service::proxy_header::{self, Header, Told};
-use crate::service::{Choice, Group, Member, Reading, Server, Service, tls};
+use crate::service::{Choice, Group, Member, Reading, Service, tls};
 use crate::wire::checksum::Patch;
 use crate::wire::{
     Addr, Flags, FlowKey, IPV4_LEN, IPV6_LEN, Kind, Mac, OptionList, Options, Outgoing, Segment, TCP_LEN, Walk, be16,
@@ -52,9 +55,20 @@ const FAREWELLS: u8 = 4;
 /// it sends again proves anything any more.
 const RESET_AGAIN: Ticks = 4 * SECOND;
 
+/// A server that is to be connected.
+#[derive(Clone, Copy)]
+pub(super) struct Destination {
+    /// Its address.
+    pub address: Addr,
+    /// Its port.
+    pub port: u16,
+    /// Its slot among the servers that the configuration names ([`crate::cache::backends`]), if it is one.
+    pub slot: u16,
+}
+
 /// What has become of a connection whose client has sent something.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Outcome {
+pub(super) enum Outcome {
     /// It goes on.
     Lives,
     /// The flow is gone.
@@ -175,6 +189,8 @@ impl Proxy {
         let Segment { seq, ack, .. } = *ctx.segment;
         let flow = &self.table[id];
         let next = flow.endpoint(Side::Wan).next;
+        // What the box has said in its own name may be acknowledged.
+        let may_acknowledge = ack.within(flow.outer_isn + 1, flow.endpoint(Side::Lan).next);
         if ctx.kind == Kind::Rst {
             if seq != next {
                 return Verdict::Drop(DropReason::BadReset);
@@ -195,7 +211,7 @@ impl Proxy {
                 (flow.outer_isn + 1).get()
             )
         });
-        if ack != flow.outer_isn + 1 || !is_near {
+        if !may_acknowledge || !is_near {
             if flow.is(FlowFlags::REOPENING) {
                 return self.on_cookie_ack(ctx, Some(id));
             }
@@ -204,6 +220,7 @@ impl Proxy {
         if is_damaged(&ctx) {
             return Verdict::Drop(DropReason::BadChecksum);
         }
+        self.hear(id, &ctx);
         let was_silent = ctx.segment.seq_len() == 0 && seq == next;
         if was_silent {
             // An acknowledgement or a window update.
@@ -261,7 +278,12 @@ impl Proxy {
             });
             if fresh > 0 && self.table[id].is_in(State::Gathering) {
                 self.counters.count(Event::Gathered);
+                let said_len = self.caches.gathered.get(number).said_len();
                 if self.read(id, fresh.into(), now, ctx.egress) == Outcome::Ended {
+                    return Verdict::Drop(DropReason::Consumed);
+                }
+                if self.gathered(id) == number && self.caches.gathered.get(number).said_len() > said_len {
+                    // What the box has said acknowledges it.
                     return Verdict::Drop(DropReason::Consumed);
                 }
             }
@@ -310,6 +332,9 @@ impl Proxy {
                 }
                 Told::Ends(len, ends) => self.take_header(id, len, ends.as_ref(), egress),
             }
+        }
+        if service.protocol.language().is_some() {
+            return self.negotiate(id, service, fresh, now, egress);
         }
         let skipped = self.caches.gathered.get(number).skipped();
         let (bytes, room) = (self.caches.gathered.bytes(number), self.caches.gathered.room() - skipped);
@@ -370,19 +395,41 @@ impl Proxy {
     /// Connects a server of a group.
     fn dial(&mut self, id: Id, service: &Service, group: &Group, now: Instant, egress: &mut impl Egress) -> Outcome {
         let policy = self.settings.policy.clone();
-        let key = self.table.key(id);
         let Some(member) = self.choose(id, group) else { return self.refuse(id, None, now, egress) };
         let Some(server) = policy.services.servers().get(usize::from(member.server)) else {
             return self.refuse(id, None, now, egress);
         };
+        let slot = self.caches.backends.slot(member.server);
+        self.connect_to(id, service, Destination { address: server.address, port: server.port, slot }, now, egress)
+    }
+
+    /// The box cannot connect a client's server: the client is reset, or told so if it talks to the box.
+    fn give_up(&mut self, id: Id, now: Instant, egress: &mut impl Egress) -> Outcome {
+        if !self.talks(id) {
+            return self.refuse(id, None, now, egress);
+        }
+        self.fail(id, Failure::General, now, egress);
+        Outcome::Lives
+    }
+
+    /// Connects a server.
+    pub(super) fn connect_to(
+        &mut self,
+        id: Id,
+        service: &Service,
+        to: Destination,
+        now: Instant,
+        egress: &mut impl Egress,
+    ) -> Outcome {
+        let key = self.table.key(id);
         let (second, own_mac) = match service.reach {
-            Reach::Nat => (FlowKey { lan: server.address, lan_port: server.port, ..key }, [0; 6]),
+            Reach::Nat => (FlowKey { lan: to.address, lan_port: to.port, ..key }, [0; 6]),
             Reach::Mac => (key, [0; 6]),
-            Reach::Full => match self.take_source(service, server, &key, now) {
+            Reach::Full => match self.take_source(service, &to, &key, now) {
                 Some(source) => source,
                 None => {
                     self.counters.count(Event::PoolExhausted);
-                    return self.refuse(id, None, now, egress);
+                    return self.give_up(id, now, egress);
                 }
             },
         };
@@ -394,23 +441,22 @@ impl Proxy {
             Some(other) if other == id => {}
             Some(other) if self.table[other].is_over() => self.forget(other),
             // The client has a connection to the server itself between the same ports.
-            Some(_) => return self.refuse(id, None, now, egress),
+            Some(_) => return self.give_up(id, now, egress),
             None => {}
         }
-        let slot = self.caches.backends.slot(member.server);
         let gathered = self.gathered(id);
         let mut redirect = Redirect::new(&second, second_hash, self.port_of(id, Side::Wan), service.side);
         (redirect.mac, redirect.gathered) = (self.table[id].mac(Side::Lan), gathered);
-        (redirect.own_mac, redirect.slot) = (own_mac, slot.wrapping_add(1));
+        (redirect.own_mac, redirect.slot) = (own_mac, to.slot.wrapping_add(1));
         redirect.tell(self.table.beside(id).and_then(Redirect::told).as_ref());
         if !are_possible(&second) || !self.table.redirect(id, redirect) {
-            return self.refuse(id, None, now, egress);
+            return self.give_up(id, now, egress);
         }
-        self.caches.backends.count(slot);
+        self.caches.backends.count(to.slot);
         let header = Header::new(service.header, &self.ends_of_client(id));
         if !header.bytes().is_empty() {
             let number = if gathered == 0 { self.take_place(id, now, egress) } else { Some(gathered) };
-            let Some(number) = number else { return self.refuse(id, None, now, egress) };
+            let Some(number) = number else { return self.give_up(id, now, egress) };
             self.caches.gathered.put_header(number, header);
         }
         self.set_state(id, State::ServerSynSent, now, |flow| {
@@ -476,12 +522,11 @@ impl Proxy {
     fn take_source(
         &mut self,
         service: &Service,
-        server: &Server,
+        to: &Destination,
         key: &FlowKey,
         now: Instant,
     ) -> Option<(FlowKey, Mac)> {
-        let second =
-            |&wan: &Addr, wan_port| FlowKey { lan: server.address, lan_port: server.port, wan, wan_port, ..*key };
+        let second = |&wan: &Addr, wan_port| FlowKey { lan: to.address, lan_port: to.port, wan, wan_port, ..*key };
         let (table, settings) = (&self.table, &self.settings);
         let (number, port) = self.caches.source_ports.take(&service.pool, now, |address, port| {
             let second = second(address, port);
@@ -526,7 +571,12 @@ impl Proxy {
     /// Writes the Ethernet address of a flow's server into its record, if it is known by now.
     fn find_server(&mut self, id: Id, now: Instant) -> bool {
         let slot = self.table.redirected(id).and_then(|redirect| redirect.slot.checked_sub(1));
-        let Some(hop) = slot.and_then(|slot| self.caches.backends.next_hop(slot)) else { return false };
+        let router = || match self.settings.policy.rule(&self.table.key(id)).service {
+            ServiceMark::Service(number) => self.settings.policy.services.get(number)?.router,
+            _ => None,
+        };
+        let hop = slot.map_or_else(router, |slot| self.caches.backends.next_hop(slot));
+        let Some(hop) = hop else { return false };
         let Some(mac) = self.caches.neighbours.mac(hop) else {
             self.caches.neighbours.want(hop, now);
             return false;
@@ -541,11 +591,17 @@ impl Proxy {
             return self.forget(id);
         }
         self.table.enter(id, tick(now).wrapping_add(1));
+        if self.table[id].has_finished(Side::Lan) {
+            return self.repeat_farewell(id, now, egress);
+        }
         let (key, flow) = (self.table.key(id), &self.table[id]);
         let passed = tick(now).wrapping_sub(flow.born);
         if self.is_given_up(id) || passed >= self.settings.profiles.of(flow.profile).server_syn_sent {
             self.counters.count(Event::DialTimeout);
-            return self.end_both(id, tick(now), egress);
+            return match self.is_given_up(id) || !self.talks(id) {
+                true => self.end_both(id, tick(now), egress),
+                false => self.fail(id, Failure::TimedOut, now, egress),
+            };
         }
         if flow.attempts > 1 {
             let server = self.table.redirected(id).map_or(key, Redirect::key);
@@ -554,12 +610,13 @@ impl Proxy {
         if self.table[id].attempts > 0 {
             self.counters.count(Event::DialRepeated);
         }
+        self.speak(id, now, egress);
         self.send_service_syn(id, now, egress);
     }
 
     /// Segments of a server of a service that has not answered.
     pub(super) fn on_server_of_service(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
-        if self.table[id].is(FlowFlags::RESET_LAN) {
+        if self.table[id].is(FlowFlags::RESET_LAN) || self.table[id].has_finished(Side::Lan) {
             return self.on_own_side(ctx, Kind::Rst);
         }
         let next = self.next_number(id, Side::Lan);
@@ -576,7 +633,10 @@ impl Proxy {
             Kind::Rst => {
                 self.counters.count(Event::Refused);
                 self.remember(ctx.key(), Met::Reset, true, ctx.now);
-                self.end_client(id, tick(ctx.now), ctx.egress);
+                match self.talks(id) {
+                    true => self.fail(id, Failure::Refused, ctx.now, ctx.egress),
+                    false => self.end_client(id, tick(ctx.now), ctx.egress),
+                }
                 Verdict::Drop(DropReason::Consumed)
             }
             Kind::SynAck if answers => self.splice_service(ctx, id),
@@ -603,12 +663,22 @@ impl Proxy {
         self.learn(ctx.key(), &observation, now);
         let number = self.gathered(id);
         let left = if number == 0 { 0 } else { self.caches.gathered.left(number) };
-        let state = if left == 0 { State::WindowPending } else { State::Repeating };
+        let language = if number == 0 { None } else { self.caches.gathered.get(number).language() };
+        if let (Some(language), Some(redirect)) = (language, self.table.redirected(id)) {
+            self.say(id, language.success(&redirect.key()).bytes());
+        }
+        let said_len = if number == 0 { 0 } else { self.caches.gathered.get(number).said_len() };
+        let state = if left == 0 && said_len == 0 { State::WindowPending } else { State::Repeating };
         let answer = *ctx.segment;
         if state == State::WindowPending {
             self.release_gathered(id);
         }
         self.set_state(id, state, now, |flow| {
+            // What the server sends comes behind what the box has said.
+            flow.outer_isn = flow.outer_isn + u32::from(said_len);
+            if said_len > 0 {
+                flow.endpoint_mut(Side::Wan).acked = flow.outer_isn + 1;
+            }
             // The clock that the client was shown goes on.
             let shown = flow.ts_delta.shift(ts_clock(now));
             flow.endpoint_mut(Side::Lan).ts_value = shown;
@@ -622,13 +692,17 @@ impl Proxy {
         self.remember_candidate(id);
         self.counters.count(Event::Spliced);
         self.counters.time(Timing::ServerConnect, average(tick(now).wrapping_sub(self.table[id].born)));
-        if state == State::Repeating {
+        if left > 0 {
             self.caches.gathered.grant(number, answer.window.0.into());
             self.repeat(id, now, ctx.egress);
-            self.table.schedule(id, tick(now).wrapping_add(ticks(REPEATED)));
         } else {
             self.send_acknowledgement(id, now, ctx.egress);
-            self.table.schedule(id, tick(now).wrapping_add(SECOND));
+        }
+        let wait = if state == State::Repeating { ticks(REPEATED) } else { SECOND };
+        self.table.schedule(id, tick(now).wrapping_add(wait));
+        if said_len > 0 {
+            self.speak(id, now, ctx.egress);
+            return Verdict::Drop(DropReason::Consumed);
         }
         let (envelope, update) = (self.envelope(id, Side::Lan), self.acknowledgement(id, Side::Wan, now));
         match ctx.overwrite(&update.outgoing(&envelope)) {
@@ -686,6 +760,7 @@ impl Proxy {
         });
         self.caches.gathered.rewind(number);
         self.repeat(id, now, egress);
+        self.speak(id, now, egress);
         self.table.enter(id, tick(now).wrapping_add(ticks(REPEATED) << attempts));
     }
 
@@ -700,6 +775,9 @@ impl Proxy {
                 return Verdict::Drop(DropReason::BadChecksum);
             }
             self.counters.count(Event::AnswerRepeated);
+            if self.caches.gathered.left(number) == 0 {
+                self.send_acknowledgement(id, ctx.now, ctx.egress);
+            }
             self.caches.gathered.rewind(number);
             self.repeat(id, ctx.now, ctx.egress);
             return Verdict::Drop(DropReason::Consumed);
@@ -716,12 +794,7 @@ impl Proxy {
         if is_new || ack == self.caches.gathered.unacked(number) {
             self.caches.gathered.grant(number, granted);
         }
-        if self.caches.gathered.left(number) == 0 {
-            self.release_gathered(id);
-            self.follow_state(id, ctx.now, |flow| {
-                flow.attempts = 0;
-                flow.state_by_fins()
-            });
+        if self.settle_repeating(id, ctx.now) {
             return self.on_established(ctx, id);
         }
         if is_new {
@@ -732,32 +805,40 @@ impl Proxy {
         self.on_established(ctx, id)
     }
 
+    /// Ends the time in which the box repeats what one of the ends has not acknowledged, if both have acknowledged all; whether they have.
+    pub(super) fn settle_repeating(&mut self, id: Id, now: Instant) -> bool {
+        let number = self.gathered(id);
+        if self.caches.gathered.left(number) > 0 || self.caches.gathered.get(number).unheard() > 0 {
+            return false;
+        }
+        self.release_gathered(id);
+        self.follow_state(id, now, |flow| {
+            flow.attempts = 0;
+            flow.state_by_fins()
+        });
+        true
+    }
+
+    /// Raises the acknowledgement of a segment of a client to the first number of the server, if it lies before that: in what the box has said in its own name,
+    /// before the client has acknowledged that, or when such a segment comes late.
+    pub(super) fn raise_client(&self, ctx: &mut Context<impl Egress>, id: Id) -> Segment {
+        let (segment, flow) = (*ctx.segment, &self.table[id]);
+        let first = flow.outer_isn + 1;
+        if !segment.ack.before(first) || first.beyond(segment.ack) > crate::service::negotiation::LONGEST as u32 {
+            return segment;
+        }
+        raise_to(ctx, first, flow.endpoint(Side::Wan).scale().unwrap_or_default())
+    }
+
     /// Raises the acknowledgement of a segment of a service's server to what the client was acknowledged, if it lies before that, and lowers its window by as
     /// much: while the box repeats, and when such a segment comes late.
     pub(super) fn raise(&self, ctx: &mut Context<impl Egress>, id: Id) -> Segment {
-        let (mut segment, flow) = (*ctx.segment, &self.table[id]);
+        let (segment, flow) = (*ctx.segment, &self.table[id]);
         let end = flow.endpoint(Side::Lan).acked + self.table.client_deltas(id).0;
         if !segment.ack.before(end) {
             return segment;
         }
-        let left = end.beyond(segment.ack);
-        let scale = flow.endpoint(Side::Lan).scale().unwrap_or_default();
-        let Window(granted) = segment.window << scale;
-        let window = Window(granted.saturating_sub(left)).field(scale);
-        let header = &mut ctx.head.bytes_mut()[segment.tcp.into()..segment.payload.into()];
-        let mut patch = Patch::default();
-        replace32(header, 8, end.get(), &mut patch);
-        patch.replace16(segment.window.0, window.0);
-        put16(header, 14, window.0);
-        // Its blocks may be of bytes that the client has been acknowledged: to the client they would say that it has sent them twice (RFC 2883).
-        let blocks = Walk::new(&header[TCP_LEN..]).find(|&(found, ..)| found == kind::SACK);
-        if let Some((_, at, len)) = blocks {
-            blank(header, TCP_LEN + at, len, &mut patch);
-        }
-        let sum = patch.apply(be16(header, 16));
-        put16(header, 16, sum);
-        (segment.ack, segment.window) = (end, window);
-        segment
+        raise_to(ctx, end, flow.endpoint(Side::Lan).scale().unwrap_or_default())
     }
 
     /// The client has not said in time what it asks for, or was turned away and does not leave.
@@ -770,15 +851,10 @@ impl Proxy {
             return self.end_both(id, tick(now), egress);
         }
         if self.table[id].has_finished(Side::Lan) {
-            let attempts = self.table.update(id, |flow| {
-                flow.attempts += 1;
-                flow.attempts
-            });
-            if attempts > FAREWELLS {
-                return self.end_both(id, tick(now), egress);
-            }
-            self.say_farewell(id, now, egress);
-            return self.table.schedule(id, tick(now).wrapping_add(SECOND << attempts));
+            return self.repeat_farewell(id, now, egress);
+        }
+        if self.continue_talk(id, now, egress) {
+            return;
         }
         self.counters.count(Event::ServiceTimeout);
         let policy = self.settings.policy.clone();
@@ -794,41 +870,50 @@ impl Proxy {
         }
     }
 
+    /// A client that was turned away has not acknowledged that, or does not leave.
+    fn repeat_farewell(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+        if self.table[id].is_all(&[FlowFlags::FIN_LAN_ACKED, FlowFlags::FIN_WAN]) {
+            return self.forget(id);
+        }
+        let attempts = self.table.update(id, |flow| {
+            flow.attempts = flow.attempts.saturating_add(1);
+            flow.attempts
+        });
+        if attempts > FAREWELLS {
+            return self.end_both(id, tick(now), egress);
+        }
+        self.speak(id, now, egress);
+        self.table.schedule(id, tick(now).wrapping_add(SECOND << attempts));
+    }
+
     /// Turns a client away: by an alert and FIN if it has asked for a name in this protocol, else by a reset.
-    fn refuse(&mut self, id: Id, asked: Option<Protocol>, now: Instant, egress: &mut impl Egress) -> Outcome {
+    pub(super) fn refuse(
+        &mut self,
+        id: Id,
+        asked: Option<Protocol>,
+        now: Instant,
+        egress: &mut impl Egress,
+    ) -> Outcome {
         self.counters.count(Event::ServiceRefused);
         if asked != Some(Protocol::Tls) {
             self.end_both(id, tick(now), egress);
             return Outcome::Ended;
         }
         egress.note(|| "nobody has that name: alert unrecognized_name, and FIN".into());
-        self.release_gathered(id);
-        self.table.update(id, |flow| {
-            let after = flow.outer_isn + 2 + tls::UNRECOGNIZED_NAME.len() as u32;
-            flow.finish(Side::Lan, after);
-            flow.attempts = 0;
-        });
-        self.say_farewell(id, now, egress);
-        self.table.schedule(id, tick(now).wrapping_add(SECOND));
+        self.say(id, &tls::UNRECOGNIZED_NAME);
+        self.end_talk(id, now, egress);
         Outcome::Lives
     }
 
-    /// Sends a client the alert and the FIN.
-    fn say_farewell(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
-        let envelope = self.envelope(id, Side::Lan);
-        let mut outgoing = self.acknowledgement(id, Side::Wan, now);
-        outgoing.seq = self.table[id].outer_isn + 1;
-        let mut outgoing = outgoing.outgoing(&envelope);
-        outgoing.flags = outgoing.flags.and(Flags::PSH).and(Flags::FIN);
-        let alert = tls::UNRECOGNIZED_NAME;
-        let sent = egress.emit(envelope.port, |buffer| {
-            let header = envelope.frame_len(outgoing.options);
-            buffer[header..header + alert.len()].copy_from_slice(&alert);
-            outgoing.write_around(buffer, alert.len())
+    /// Sends a FIN behind what the box has said to a client.
+    pub(super) fn end_talk(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+        self.table.update(id, |flow| {
+            let after = flow.endpoint(Side::Lan).next + 1;
+            flow.finish(Side::Lan, after);
+            flow.attempts = 0;
         });
-        if !sent {
-            self.counters.count(Event::NoSpareFrame);
-        }
+        self.speak(id, now, egress);
+        self.table.schedule(id, tick(now).wrapping_add(SECOND));
     }
 
     /// Segments of a client that was turned away: they are acknowledged and not kept, until both FINs are acknowledged.
@@ -852,6 +937,7 @@ impl Proxy {
             return Verdict::Drop(DropReason::Consumed);
         }
         self.follow_client(&ctx, id);
+        self.hear(id, &ctx);
         let is_last = flags.has(Flags::FIN) && !next.before(seq);
         self.table.update(id, |flow| {
             let reached = if end.after(next) && !next.before(seq) { end } else { next };
@@ -860,7 +946,7 @@ impl Proxy {
             flow.set_if(FlowFlags::FIN_WAN, is_last);
         });
         if ack != after {
-            self.say_farewell(id, now, ctx.egress);
+            self.speak(id, now, ctx.egress);
             return Verdict::Drop(DropReason::Consumed);
         }
         if ctx.segment.seq_len() == 0 && !self.table[id].has_finished(Side::Wan) {
@@ -868,13 +954,16 @@ impl Proxy {
         }
         let verdict = self.acknowledge_in_place(&mut ctx, id);
         if self.table[id].has_finished(Side::Wan) {
-            self.forget(id);
+            // Both ends are done; should this acknowledgement be lost, the client asks for it again.
+            self.release_gathered(id);
+            self.table.update(id, |flow| flow.set(FlowFlags::FIN_LAN_ACKED, true));
+            self.table.schedule(id, tick(now).wrapping_add(RESET_AGAIN));
         }
         verdict
     }
 
     /// Resets both ends of a connection, as far as they know of it.
-    fn end_both(&mut self, id: Id, now: Ticks, egress: &mut impl Egress) {
+    pub(super) fn end_both(&mut self, id: Id, now: Ticks, egress: &mut impl Egress) {
         if matches!(self.table[id].state(), State::Gathering | State::ServerSynSent) {
             self.abort_server(id, egress);
             return self.end_client(id, now, egress);
@@ -935,6 +1024,28 @@ impl Proxy {
         let sum = patch.0.apply(be16(frame, tcp + 16));
         put16(frame, tcp + 16, sum);
     }
+}
+
+/// Raises the acknowledgement of a segment to `end`, and lowers its window by as much.
+fn raise_to(ctx: &mut Context<impl Egress>, end: SeqNum, scale: WindowScale) -> Segment {
+    let mut segment = *ctx.segment;
+    let left = end.beyond(segment.ack);
+    let Window(granted) = segment.window << scale;
+    let window = Window(granted.saturating_sub(left)).field(scale);
+    let header = &mut ctx.head.bytes_mut()[segment.tcp.into()..segment.payload.into()];
+    let mut patch = Patch::default();
+    replace32(header, 8, end.get(), &mut patch);
+    patch.replace16(segment.window.0, window.0);
+    put16(header, 14, window.0);
+    // Its blocks may be of bytes that the other end has been acknowledged: to it they would say that it has sent them twice (RFC 2883).
+    let blocks = Walk::new(&header[TCP_LEN..]).find(|&(found, ..)| found == kind::SACK);
+    if let Some((_, at, len)) = blocks {
+        blank(header, TCP_LEN + at, len, &mut patch);
+    }
+    let sum = patch.apply(be16(header, 16));
+    put16(header, 16, sum);
+    (segment.ack, segment.window) = (end, window);
+    segment
 }
 
 /// Writes the addresses and ports of `key` into a packet from `sender` whose headers are at `ip` and `tcp`, with the checksum of IPv4: those of the

@@ -3,16 +3,18 @@
 
 use super::{Memory, Metadata, Proxy, Secrets};
 use crate::config::{
-    Balance, HealthCheck, Network, Protocol, ProxyHeader, Reach, ServiceConfig, ServiceRoute, ServiceServer,
+    Allowance, AllowedHost, AllowedPlace, Balance, HealthCheck, Network, Protocol, ProxyHeader, Reach, ServiceConfig,
+    ServiceRoute, ServiceServer,
 };
 use crate::owner::{Naming, Owners, Worker, share};
 use crate::policy::Policy;
 use crate::seq::{RawWindow, SeqNum, WindowScale};
 use crate::service::default_mac;
+use crate::service::negotiation::{Failure, Language};
 use crate::service::proxy_header::Header;
 use crate::wire::neighbour::{Neighbour, Statement, tags};
 use crate::wire::{Addr, Envelope, Flags, FlowKey, Mac, OptionList, Options, Outgoing, Parsed, Tags, Timestamps};
-use crate::{Config, DropReason, Egress, Event, Head, Instant, Side, State, Verdict};
+use crate::{Config, DropReason, Egress, Event, Head, Instant, NameAnswer, Side, State, Verdict};
 use core::time::Duration;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -70,8 +72,9 @@ struct End {
     clock: u32,
     first_clock: u32,
     recent: u32,
-    /// Whether it may send its data and FIN.
+    /// Whether it may send its data and FIN, and how much of it.
     may_send: bool,
+    limit: usize,
     owes: bool,
     quiet: u32,
     is_reset: bool,
@@ -102,6 +105,7 @@ impl End {
             first_clock: clock,
             recent: 0,
             may_send: side == Side::Wan,
+            limit: usize::MAX,
             owes: false,
             quiet: 0,
             is_reset: false,
@@ -168,7 +172,7 @@ impl End {
             }
             return said;
         }
-        let end = if self.may_send { self.fin_at() } else { 1 };
+        let end = if self.may_send { 1 + self.out.len().min(self.limit) as u32 } else { 1 };
         for _ in 0..1 + chance.below(4) {
             let room = (self.acked + self.window).saturating_sub(self.sent);
             let from = self.sent.max(1);
@@ -324,6 +328,8 @@ struct Plan {
     reach: Reach,
     /// On which sides the client and the server are.
     sides: (Side, Side),
+    /// In which language the client says where it wants to go, if it does; whether it names its server, or gives its address; and whether it waits for each answer.
+    talk: Option<(Language, bool, bool)>,
     /// At which step another process takes the first worker's place, if it is the only one.
     restart: Option<u32>,
 }
@@ -337,6 +343,8 @@ fn plan() -> impl Strategy<Value = Plan> {
     let header = prop_oneof![Just(ProxyHeader::None), Just(ProxyHeader::V1), Just(ProxyHeader::V2)];
     let trouble = prop_oneof![1 => Just((0, 0, 0)), 3 => (0u32..20, 0u32..10, 0u32..30)];
     let scale = || prop::option::of(0u8..10);
+    let language = prop_oneof![Just(Language::Socks), Just(Language::Connect)];
+    let talk = prop::option::weighted(0.4, (language, any::<bool>(), any::<bool>()));
     (
         (any::<u64>(), any::<bool>(), (near_wrap(), near_wrap()), any::<(bool, bool)>(), (scale(), scale())),
         (
@@ -344,7 +352,7 @@ fn plan() -> impl Strategy<Value = Plan> {
             trouble,
             (0usize..3000, 0usize..9000),
             0usize..3,
-            any::<bool>(),
+            (any::<bool>(), talk),
             prop::option::of(1u32..1500),
         ),
         // Others than the usual sides are for one worker, and servers that see the box.
@@ -358,26 +366,42 @@ fn plan() -> impl Strategy<Value = Plan> {
         .prop_map(
             |(
                 (seed, v6, isns, timestamps, scales),
-                ((header, told), trouble, sizes, name, cookies, restart),
+                ((header, told), trouble, sizes, name, (cookies, talk), restart),
                 (reach, sides, workers),
-            )| Plan {
-                seed,
-                v6,
-                isns,
-                timestamps,
-                scales,
-                header,
-                told,
-                trouble,
-                sizes,
-                name,
-                cookies,
-                workers,
-                reach,
-                sides,
-                restart,
+            )| {
+                Plan {
+                    seed,
+                    v6,
+                    isns,
+                    timestamps,
+                    scales,
+                    header,
+                    told,
+                    trouble,
+                    sizes,
+                    name,
+                    cookies,
+                    workers,
+                    reach,
+                    sides,
+                    // What is looked up dies with the process.
+                    talk: talk.map(|(language, by_name, waits)| (language, by_name && restart.is_none(), waits)),
+                    restart,
+                }
+                .sound()
             },
         )
+}
+
+impl Plan {
+    /// Servers that clients name have no address of the service, and are told of no client.
+    fn sound(self) -> Self {
+        match self.talk {
+            Some(_) if self.reach == Reach::Mac => Self { reach: Reach::Nat, header: ProxyHeader::None, ..self },
+            Some(_) => Self { header: ProxyHeader::None, ..self },
+            None => self,
+        }
+    }
 }
 
 struct World {
@@ -427,6 +451,20 @@ impl World {
             }],
             ..Config::default()
         };
+        if let Some((language, ..)) = plan.talk {
+            let service = &mut config.services[0];
+            service.protocol = if language == Language::Socks { Protocol::Socks } else { Protocol::Connect };
+            service.routes = Vec::new();
+            service.next_hop = Some(address(plan.v6, 9));
+            let to = vec![
+                AllowedPlace { host: AllowedHost::Names("zero.example".into()), port: Some(8080) },
+                AllowedPlace {
+                    host: AllowedHost::Network(Network { address: address(plan.v6, 10), prefix: 127 }),
+                    port: Some(8080),
+                },
+            ];
+            service.allow = vec![Allowance { clients: Network { address: [0; 4], prefix: 0 }, to }];
+        }
         change(&mut config.services[0]);
         let now = Instant::from_secs(1000);
         let secrets = Secrets::new([7; 48]);
@@ -528,6 +566,55 @@ impl World {
         head.into_bytes().into_iter().chain(body).collect()
     }
 
+    /// What the client says to the box: up to where it may wait for an answer, and the rest.
+    fn talk(&self, language: Language, by_name: bool) -> (Vec<u8>, Vec<u8>) {
+        let name = ["Zero.example", "a.one.example", "two.example"][self.plan.name];
+        let key = FlowKey {
+            lan: address(self.plan.v6, 10 + self.plan.name as u32),
+            lan_port: 8080,
+            v6: self.plan.v6,
+            ..FlowKey::default()
+        };
+        let server = key.socket(Side::Lan);
+        match language {
+            Language::Connect if by_name => {
+                (format!("CONNECT {name}:8080 HTTP/1.1\r\nHost: x\r\n\r\n").into_bytes(), Vec::new())
+            }
+            Language::Connect => (format!("CONNECT {server} HTTP/1.1\r\nHost: x\r\n\r\n").into_bytes(), Vec::new()),
+            Language::Socks => {
+                let host = match server.ip() {
+                    _ if by_name => [&[3, name.len() as u8], name.as_bytes()].concat(),
+                    core::net::IpAddr::V4(address) => [&[1][..], &address.octets()].concat(),
+                    core::net::IpAddr::V6(address) => [&[4][..], &address.octets()].concat(),
+                };
+                (vec![5, 2, 1, 0], [&[5, 1, 0], &host[..], &8080u16.to_be_bytes()].concat())
+            }
+        }
+    }
+
+    /// Answers what workers ask of names, as name servers would, or not at once.
+    fn look_up(&mut self, waiting: &mut Vec<(usize, NameAnswer)>) {
+        for number in 0..self.plan.workers {
+            let questions: Vec<_> = self.worker(number).questions().collect();
+            for question in questions {
+                let last = ["zero.example", "a.one.example", "two.example"]
+                    .iter()
+                    .position(|name| name.as_bytes() == question.name.bytes());
+                let last = 10 + last.expect("a name that was asked for") as u32;
+                assert_eq!(question.v6, self.plan.v6);
+                // Of the other version, the box's own, and what is allowed to some alone.
+                let addresses = vec![address(!question.v6, 10), address(question.v6, 100), address(question.v6, last)];
+                waiting.push((number, NameAnswer { question, addresses }));
+            }
+        }
+        if self.chance.happens(20)
+            && let Some((number, answer)) = waiting.pop()
+        {
+            let now = self.now;
+            self.worker(number).resolved(&answer, now);
+        }
+    }
+
     fn run(mut self) -> Result<(), TestCaseError> {
         let plan = self.plan;
         let key = FlowKey {
@@ -563,7 +650,10 @@ impl World {
             Some(kind) => Header::new(kind, &told).bytes().to_vec(),
         };
         let request = self.request();
-        client.out = [&in_front[..], &request].concat();
+        let talk = plan.talk.map(|(language, by_name, _)| self.talk(language, by_name));
+        let (first, second) = talk.unwrap_or_default();
+        client.out = [&in_front[..], &first, &second, &request].concat();
+        let mut waiting = Vec::new();
         server.out = (0..7000).map(|n: u32| (n * 17 % 239) as u8).collect();
         let is_told = matches!(plan.told, Some(ProxyHeader::V1 | ProxyHeader::V2));
         let header = Header::new(plan.header, if is_told { &told } else { &key });
@@ -579,6 +669,7 @@ impl World {
             }
             let due = self.now.as_micros() / 1000;
             self.on_timeouts();
+            self.look_up(&mut waiting);
             while let Some((&(at, n), _)) = self.wire.first_key_value()
                 && at <= due
             {
@@ -611,7 +702,37 @@ impl World {
                     server.hear(&mut frame)?;
                 }
             }
-            prop_assert!(client.bytes.len() <= server.out.len() && client.bytes == server.out[..client.bytes.len()]);
+            // What the box says itself, and where the client may wait for it.
+            let mut said: Vec<u8> = Vec::new();
+            if let Some((language, by_name, waits)) = plan.talk {
+                if language == Language::Socks {
+                    said.extend([5, 0]);
+                }
+                let greeted = said.len();
+                let outcome = match turned_away {
+                    true if by_name => language.failure(Failure::HostUnreachable),
+                    true => language.failure(Failure::Forbidden),
+                    false => language.success(&server.key),
+                };
+                said.extend(outcome.bytes());
+                let request = in_front.len() + first.len();
+                client.limit = match client.bytes.len() {
+                    _ if !waits => usize::MAX,
+                    got if got < greeted => request,
+                    got if got < said.len() => request + second.len(),
+                    _ => usize::MAX,
+                };
+            }
+            let said_len = said.len();
+            let all = [said, if turned_away { Vec::new() } else { server.out.clone() }].concat();
+            prop_assert!(client.bytes.len() <= all.len() && client.bytes == all[..client.bytes.len()]);
+            // The box waits for the acknowledgement of its FIN.
+            let all = self.others.iter().chain([&self.proxy]);
+            let is_forgotten = all.map(|proxy| proxy.caches.gathered.taken().0).sum::<usize>() == 0;
+            if turned_away && client.is_done() && is_forgotten {
+                prop_assert_eq!(client.bytes.len(), said_len);
+                break;
+            }
             prop_assert!(server.bytes.len() <= expected.len() && server.bytes == expected[..server.bytes.len()]);
             server.may_send = server.bytes.len() == expected.len();
             if step % 5 == 0 {
@@ -631,7 +752,7 @@ impl World {
             }
         }
         if turned_away {
-            prop_assert!(client.is_reset);
+            prop_assert!(client.is_reset || plan.talk.is_some() && client.is_done());
             let refused = |proxy: &Proxy| proxy.counters().happened(Event::ServiceRefused);
             let all = self.others.iter().chain([&self.proxy]).map(refused).sum::<u64>();
             prop_assert!(all > 0 || plan.restart.is_some());
@@ -678,6 +799,7 @@ fn calm(v6: bool) -> (World, End) {
         workers: 1,
         reach: Reach::Nat,
         sides: (Side::Wan, Side::Lan),
+        talk: None,
         restart: None,
     };
     let world = World::new(plan);

@@ -17,26 +17,51 @@ pub fn read(bytes: &[u8], fresh: usize, most: usize) -> Reading {
 }
 
 fn read_some(bytes: &[u8], fresh: usize) -> Reading {
+    let asked = with_request(bytes, fresh, |request, _| Asked { name: host(request), offers: 0 });
+    match asked {
+        Ok(asked) => Reading::Asks(asked),
+        Err(NoRequest::More) => Reading::More,
+        Err(NoRequest::Other) => Reading::Other,
+    }
+}
+
+/// Why there is no request.
+pub(super) enum NoRequest {
+    /// It is not there as a whole.
+    More,
+    /// It is none.
+    Other,
+}
+
+/// Reads the head of the first request, whose length is given too, with `read`.
+///
+/// # Errors
+/// If it is not there as a whole, or none.
+pub(super) fn with_request<T>(
+    bytes: &[u8],
+    fresh: usize,
+    read: impl FnOnce(&httparse::Request, usize) -> T,
+) -> Result<T, NoRequest> {
     // A request may begin behind an empty line (RFC 9112 section 2.2); its method is a token in upper case in all that is in use.
     let start = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n'));
-    let Some(start) = start else { return if bytes.len() > 4 { Reading::Other } else { Reading::More } };
+    let Some(start) = start else { return Err(if bytes.len() > 4 { NoRequest::Other } else { NoRequest::More }) };
     let line = &bytes[start..];
     let method = line.iter().position(|byte| !byte.is_ascii_uppercase() && !matches!(byte, b'-' | b'_'));
     match method {
-        Some(0) => return Reading::Other,
-        Some(at) if line[at] != b' ' => return Reading::Other,
-        None if line.len() > 32 => return Reading::Other,
+        Some(0) => return Err(NoRequest::Other),
+        Some(at) if line[at] != b' ' => return Err(NoRequest::Other),
+        None if line.len() > 32 => return Err(NoRequest::Other),
         _ => {}
     }
     if !has_end(bytes, fresh) {
-        return Reading::More;
+        return Err(NoRequest::More);
     }
     let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
     let mut request = httparse::Request::new(&mut fields);
     match request.parse(bytes) {
-        Ok(httparse::Status::Complete(_)) => Reading::Asks(Asked { name: host(&request), offers: 0 }),
-        Ok(httparse::Status::Partial) => Reading::More,
-        _ => Reading::Other,
+        Ok(httparse::Status::Complete(len)) => Ok(read(&request, len)),
+        Ok(httparse::Status::Partial) => Err(NoRequest::More),
+        _ => Err(NoRequest::Other),
     }
 }
 

@@ -8,16 +8,20 @@
 //! Who calls whom: `policy` makes [`Services`] of the configuration; `proxy::service` gathers a client's bytes ([`crate::cache::gathered`]), asks
 //! [`Service::read`] and [`Service::route`], and connects to the server; `proxy::neighbours` answers and asks for Ethernet addresses.
 
+pub mod access;
 pub mod http;
 pub mod names;
+pub mod negotiation;
 pub mod proxy_header;
 pub mod tls;
 
 use crate::Side;
 use crate::config::{Balance, HealthCheck, Network, Protocol, ProxyHeader, Reach, ServiceConfig, ServiceServer};
 use crate::wire::{Addr, Mac};
+use access::Access;
 use core::time::Duration;
 use names::{Name, Patterns, Protocols};
+use negotiation::Language;
 
 /// What a client asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,6 +51,17 @@ impl Protocol {
         match self {
             Protocol::Tls => tls::read(bytes, most, known),
             Protocol::Http => http::read(bytes, fresh, most),
+            // What these say is a conversation: see `language`.
+            Protocol::Socks | Protocol::Connect => Reading::Other,
+        }
+    }
+
+    /// The language in which clients say where they want to go, if they do.
+    pub fn language(self) -> Option<Language> {
+        match self {
+            Protocol::Tls | Protocol::Http => None,
+            Protocol::Socks => Some(Language::Socks),
+            Protocol::Connect => Some(Language::Connect),
         }
     }
 }
@@ -204,6 +219,10 @@ pub struct Service {
     pub side: Side,
     /// The addresses that take the place of clients', by their numbers ([`Services::pools`]); none if these are kept.
     pub pool: Vec<u16>,
+    /// Who may go where, of clients that say where they want to go.
+    pub access: Access,
+    /// The number of the router to the servers of such clients, which no configuration names.
+    pub router: Option<u16>,
     proxies: Vec<Network>,
     protocols: Protocols,
     /// Routes for clients that offer a protocol, in their order.
@@ -331,8 +350,11 @@ impl Services {
                 .collect(),
             balance,
         };
-        let groups = config.routes.iter().map(|route| group(&route.servers)).collect();
+        let groups: Vec<_> = config.routes.iter().map(|route| group(&route.servers)).collect();
         let default = group(&config.default);
+        let asks = protocol.asks_for_place();
+        let router = config.next_hop.filter(|_| asks);
+        let router = router.map(|hop| self.next_hop(NextHop { address: hop, v6, vlan, side, asker }));
         let plain = || config.routes.iter().zip(0..).filter(|(route, _)| route.alpn.is_empty());
         let named = plain().flat_map(|(route, n)| route.names.iter().map(move |name| (name, n)));
         let patterns = Patterns::new(named.map(|(name, n)| (name.as_str(), n)));
@@ -359,6 +381,8 @@ impl Services {
             of_lan,
             side,
             pool,
+            access: Access::new(&config.users, &config.allow),
+            router,
             proxies: config.proxies.clone(),
             protocols,
             offered,

@@ -1,9 +1,11 @@
 //! The parsers against generated input and another parser; routes and servers against what they promise.
 
+use super::access::Access;
 use super::names::{Name, Protocols, is_pattern};
+use super::negotiation::{Failure, Host, Next};
 use super::proxy_header::{Header, Told};
 use super::*;
-use crate::config::{ServiceRoute, ServiceServer};
+use crate::config::{ServiceRoute, ServiceServer, ServiceUser};
 use crate::wire::FlowKey;
 use proptest::prelude::*;
 
@@ -310,6 +312,110 @@ fn headers_that_tell_of_nobody_and_broken_ones() {
         assert_eq!(read(broken.as_bytes()), Told::Other, "{broken:?}");
     }
     assert_eq!(read(&[&b"PROXY TCP4 "[..], &[b'1'; 100]].concat()), Told::Other, "a line has an end");
+}
+
+/// What is said to a client in all, and where that ends, however its bytes come; what was said is never taken back.
+fn talks(language: Language, bytes: &[u8], access: &Access) -> (Vec<u8>, Next) {
+    let mut before = Vec::new();
+    for at in 0..=bytes.len() {
+        let (said, next) = language.read(&bytes[..at], 1, 9999, access);
+        assert!(said.bytes().starts_with(&before));
+        before = said.bytes().to_vec();
+        if next != Next::More || at == bytes.len() {
+            return (before, next);
+        }
+    }
+    unreachable!("it ends with the bytes")
+}
+
+#[test]
+fn socks_is_spoken_as_rfc_1928_and_1929_say() {
+    let (open, known) =
+        (Access::default(), Access::new(&[ServiceUser { name: "al".into(), password: "pw".into() }], &[]));
+    let socks = |bytes: &[u8], access: &Access| talks(Language::Socks, bytes, access);
+    let asks = |host, port, len| Next::Asks { host, port, len };
+    let v4 = [0, 0, 0xffff, 0xc000_020a];
+    assert_eq!(
+        socks(&[5, 1, 0, 5, 1, 0, 1, 192, 0, 2, 10, 0, 80, 7, 7], &open),
+        (vec![5, 0], asks(Host::Address(v4), 80, 13))
+    );
+    assert_eq!(
+        socks(&[5, 1, 0, 5, 1, 0, 3, 3, b'a', b'.', b'b', 1, 0], &open),
+        (vec![5, 0], asks(Host::Name(name("a.b").unwrap()), 256, 13))
+    );
+    let text = [&[5, 1, 0, 5, 1, 0, 3, 10], &b"192.0.2.10"[..], &[0, 80]].concat();
+    assert_eq!(socks(&text, &open), (vec![5, 0], asks(Host::Address(v4), 80, 20)));
+    let v6 = [&[5, 1, 0, 5, 1, 0, 4, 0x20, 1, 0xd, 0xb8], &[0; 11][..], &[1, 0, 80]].concat();
+    assert_eq!(socks(&v6, &open), (vec![5, 0], asks(Host::Address([0x2001_0db8, 0, 0, 1]), 80, 25)));
+    // Who it is.
+    let signed = [&[5, 2, 0, 2, 1, 2, b'a', b'l', 2, b'p', b'w'], &[5, 1, 0, 1, 192, 0, 2, 10, 0, 80][..]].concat();
+    assert_eq!(socks(&signed, &known), (vec![5, 2, 1, 0], asks(Host::Address(v4), 80, 21)));
+    assert_eq!(socks(&[5, 1, 2, 1, 2, b'a', b'l', 2, b'p', b'x'], &known), (vec![5, 2, 1, 1], Next::End));
+    assert_eq!(socks(&[5, 1, 0, 5], &known), (vec![5, 0xff], Next::End));
+    assert_eq!(socks(&[5, 1, 2], &open), (vec![5, 0xff], Next::End));
+    // BIND, UDP ASSOCIATE, a kind of address that there is not, no port, no name.
+    for (bytes, failure) in [
+        (&[5, 2, 0, 1, 192, 0, 2, 10, 0, 80][..], Failure::Command),
+        (&[5, 3, 0, 1, 0, 0, 0, 0, 0, 0], Failure::Command),
+        (&[5, 1, 0, 2], Failure::AddressType),
+        (&[5, 1, 0, 1, 192, 0, 2, 10, 0, 0], Failure::Malformed),
+        (&[5, 1, 0, 3, 1, b' ', 0, 80], Failure::Malformed),
+        (&[5, 1, 0, 3, 0, 0, 80], Failure::Malformed),
+        (&[4, 1, 0, 3], Failure::Malformed),
+    ] {
+        assert_eq!(socks(&[&[5, 1, 0], bytes].concat(), &open), (vec![5, 0], Next::Fails(failure)), "{bytes:?}");
+    }
+    assert_eq!(socks(&[4, 1], &open).1, Next::Other);
+    assert_eq!(socks(&[], &open).1, Next::More);
+    assert_eq!(Language::Socks.read(&[5, 9, 0], 1, 3, &open).1, Next::Other, "no more can come");
+    let key = FlowKey { wan: v4, wan_port: 1025, ..FlowKey::default() };
+    assert_eq!(Language::Socks.success(&key).bytes(), [5, 0, 0, 1, 192, 0, 2, 10, 4, 1]);
+    assert_eq!(Language::Socks.success(&FlowKey { v6: true, ..key }).bytes().len(), 22);
+    assert_eq!(Language::Socks.failure(Failure::Refused).bytes(), [5, 5, 0, 1, 0, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn connect_requests_say_where_they_want_to_go() {
+    let (open, known) =
+        (Access::default(), Access::new(&[ServiceUser { name: "al".into(), password: "pw".into() }], &[]));
+    let connect = |text: &str, access: &Access| talks(Language::Connect, text.as_bytes(), access);
+    let asks = |host, port, len| (Vec::new(), Next::Asks { host, port, len });
+    let named = Host::Name(name("a.b").unwrap());
+    assert_eq!(connect("CONNECT a.b:443 HTTP/1.1\r\nHost: c.d:1\r\n\r\nrest", &open), asks(named, 443, 41));
+    assert_eq!(
+        connect("CONNECT 192.0.2.10:80 HTTP/1.0\r\n\r\n", &open),
+        asks(Host::Address([0, 0, 0xffff, 0xc000_020a]), 80, 34)
+    );
+    assert_eq!(
+        connect("CONNECT [2001:db8::1]:80 HTTP/1.1\r\n\r\n", &open),
+        asks(Host::Address([0x2001_0db8, 0, 0, 1]), 80, 37)
+    );
+    for broken in ["a.b", "a.b:", "a.b:0", "a.b:65536", "2001:db8::1:80", "[::1:80", "u@a.b:80", ":80", "http://a.b:80"]
+    {
+        let (said, next) = connect(&format!("CONNECT {broken} HTTP/1.1\r\n\r\n"), &open);
+        assert_eq!((said.len(), next), (0, Next::Fails(Failure::Malformed)), "{broken}");
+    }
+    assert_eq!(connect("GET http://a.b/ HTTP/1.1\r\n\r\n", &open).1, Next::Fails(Failure::Command));
+    assert_eq!(connect("\x05\x01", &open).1, Next::Other);
+    assert_eq!(connect("CONNECT a.b:443 HTTP/1.1\r\n\r\n", &known).1, Next::Fails(Failure::Stranger));
+    let with =
+        |value: &str| connect(&format!("CONNECT a.b:443 HTTP/1.1\r\nProxy-Authorization: {value}\r\n\r\n"), &known).1;
+    assert!(matches!(with("Basic YWw6cHc="), Next::Asks { .. }));
+    assert_eq!(with("Basic YWw6cHg="), Next::Fails(Failure::Stranger));
+    for failure in [
+        Failure::General,
+        Failure::Forbidden,
+        Failure::TimedOut,
+        Failure::Command,
+        Failure::Malformed,
+        Failure::Stranger,
+    ] {
+        let said = Language::Connect.failure(failure);
+        let mut fields = [httparse::EMPTY_HEADER; 8];
+        let mut response = httparse::Response::new(&mut fields);
+        assert!(response.parse(said.bytes()).unwrap().is_complete());
+        assert!(said.bytes().len() < negotiation::LONGEST);
+    }
 }
 
 #[test]

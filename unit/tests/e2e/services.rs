@@ -221,6 +221,69 @@ fn a_trusted_proxy_in_front_says_who_the_client_is() {
     assert!(proxy.stop().status.success());
 }
 
+/// Clients that say where they want to go, by SOCKS and by CONNECT: what they send behind that already and all that follows arrives, over a bad link too; and who
+/// cannot be connected is told why.
+#[test(light)]
+fn clients_that_say_where_they_want_to_go_get_there_or_hear_why_not() {
+    let rig = Rig::new();
+    add_servers(&rig);
+    let bad = Impairment { loss: 0.02, duplicate: 0.02, reorder: 0.02, ..Impairment::default() };
+    let _relay = rig.impair_port(Rig::WAN, bad, 11);
+    let server = rig.server.serve(server(11), 8080, |stream| {
+        assert_eq!(stream.peer_addr()?.ip().to_string(), "10.77.0.200");
+        let head = head(&stream)?;
+        assert!(head.starts_with(b"POST /x HTTP/1.1\r\n"));
+        traffic::exchanged(stream)
+    });
+    let more = "reach = full; pool = { \"10.77.0.200\" }; next_hop = \"10.77.0.2\"; allow = { \"10.77.0.1 = 10.77.0.8/29:8080\" };";
+    let blocks = format!(
+        "{{ address = \"10.77.0.100\"; port = 1080; protocol = socks; {more} }},
+         {{ address = \"10.77.0.100\"; port = 3128; protocol = connect; {more} }}"
+    );
+    let proxy = start(&rig, &blocks);
+    let request = |last: u8| [&[5, 1, 0, 1, 10, 77, 0, last][..], &8080u16.to_be_bytes()].concat();
+    let socks = SocketAddr::new(SERVICE_V4, 1080);
+    for n in 0..6 {
+        let mut stream = rig.client.connect(socks).expect("connecting to a service");
+        // All at once, or one after the other.
+        let (mut method, mut reply) = ([0; 2], [0; 10]);
+        let post = b"POST /x HTTP/1.1\r\n\r\n";
+        if n % 2 == 0 {
+            stream.write_all(&[&[5, 1, 0], &request(11)[..], post].concat()).expect("asking");
+            stream.read_exact(&mut method).expect("a method");
+        } else {
+            stream.write_all(&[5, 1, 0]).expect("greeting");
+            stream.read_exact(&mut method).expect("a method");
+            stream.write_all(&request(11)).expect("asking");
+        }
+        stream.read_exact(&mut reply).expect("an answer");
+        assert_eq!((method, &reply[..8]), ([5, 0], &[5, 0, 0, 1, 10, 77, 0, 200][..]));
+        if n % 2 == 1 {
+            stream.write_all(post).expect("what the server waits for");
+        }
+        traffic::exchange(&stream, 60_000, 60_000).expect("bulk through SOCKS");
+    }
+    let connect = |host: &str| format!("CONNECT {host} HTTP/1.1\r\nHost: {host}\r\n\r\n").into_bytes();
+    for _ in 0..2 {
+        let mut stream = rig.client.connect(SocketAddr::new(SERVICE_V4, 3128)).expect("connecting to a service");
+        stream.write_all(&connect("10.77.0.11:8080")).expect("asking");
+        let answer = head(&stream).expect("an answer");
+        assert!(answer.starts_with(b"HTTP/1.1 200 "), "{}", answer.escape_ascii());
+        stream.write_all(b"POST /x HTTP/1.1\r\n\r\n").expect("what the server waits for");
+        traffic::exchange(&stream, 60_000, 60_000).expect("bulk through CONNECT");
+    }
+    // Nobody listens there; it is not allowed; BIND. Each ends without a reset.
+    for (asked, code) in [(request(12), 5), (request(2), 2), ([&[5, 2], &request(11)[2..]].concat(), 7)] {
+        let answer = ask(&rig, socks, &[&[5, 1, 0], &asked[..]].concat()).expect("an answer and an end");
+        assert_eq!(answer, [5, 0, 5, code, 0, 1, 0, 0, 0, 0, 0, 0], "{asked:?}");
+    }
+    let answer =
+        ask(&rig, SocketAddr::new(SERVICE_V4, 3128), &connect("10.77.0.12:8080")).expect("an answer and an end");
+    assert!(answer.starts_with(b"HTTP/1.1 502 "), "{}", answer.escape_ascii());
+    drop(server);
+    assert!(proxy.stop().status.success());
+}
+
 /// The servers have the service's address themselves, on an interface that does not answer for it.
 #[test(light)]
 fn servers_with_the_service_s_own_address_are_told_apart_by_their_ethernet_addresses() {

@@ -512,6 +512,12 @@ impl Table {
         Id(place)
     }
 
+    /// The flow at this place, if there is one.
+    pub fn occupied(&self, place: u32) -> Option<Id> {
+        let record = self.slab.records.get(place as usize).filter(|_| place < self.used)?;
+        (!record.is_in(State::Free)).then_some(Id(place))
+    }
+
     /// Prefetches the line that a lookup of this hash touches first.
     #[inline(always)]
     pub fn prefetch_bucket(&self, hash: u64) {
