@@ -252,8 +252,8 @@ impl Gathered {
     }
 
     /// Takes the place with this number for the connection `owner`, as another process has left it, if it can be its: what the client was acknowledged, up to
-    /// `acked`, is there.
-    pub fn adopt(&mut self, number: u16, owner: u32, acked: SeqNum) -> bool {
+    /// `acked` if that matters still, is there.
+    pub fn adopt(&mut self, number: u16, owner: u32, acked: Option<SeqNum>) -> bool {
         let room = self.room as u16;
         let Some(place) = number.checked_sub(1).and_then(|index| self.places.get_mut(usize::from(index))) else {
             return false;
@@ -264,7 +264,7 @@ impl Gathered {
             && place.owner == owner
             && place.len <= room
             && place.skipped <= place.len
-            && acked.beyond(place.first) <= u32::from(place.len)
+            && acked.is_none_or(|acked| acked.beyond(place.first) <= u32::from(place.len))
             && usize::from(place.header_len) <= LONGEST
             && place.acked <= total
             && usize::from(place.network) < 1 << NETWORK_BITS
@@ -576,10 +576,12 @@ mod tests {
         before.keep(numbers[1], SeqNum::new(10), b"hello");
         before.keep(numbers[1], SeqNum::new(20), b"world");
         let mut after = Gathered::new(before.clone().into_slab(), 100);
-        assert!(!after.adopt(numbers[1], 7, SeqNum::new(15)), "another's");
-        assert!(!after.adopt(numbers[1], 1, SeqNum::new(16)), "more was acknowledged than there is");
-        assert!(!after.adopt(0, 0, SeqNum::new(10)) && !after.adopt(u16::MAX, 0, SeqNum::new(10)));
-        assert!(after.adopt(numbers[1], 1, SeqNum::new(15)) && !after.adopt(numbers[1], 1, SeqNum::new(15)));
+        assert!(!after.adopt(numbers[1], 7, Some(SeqNum::new(15))), "another's");
+        assert!(!after.adopt(numbers[1], 1, Some(SeqNum::new(16))), "more was acknowledged than there is");
+        assert!(!after.adopt(0, 0, Some(SeqNum::new(10))) && !after.adopt(u16::MAX, 0, Some(SeqNum::new(10))));
+        assert!(
+            after.adopt(numbers[1], 1, Some(SeqNum::new(15))) && !after.adopt(numbers[1], 1, Some(SeqNum::new(15)))
+        );
         after.settle();
         assert_eq!((after.taken(), after.bytes(numbers[1])), ((1, 3), &b"hello"[..]));
         assert_eq!(after.keep(numbers[1], SeqNum::new(15), b", my "), 10);
@@ -599,7 +601,7 @@ mod tests {
             let adopted: Vec<_> = numbers
                 .iter()
                 .zip(0..)
-                .filter(|&(&number, owner)| after.adopt(number, owner, SeqNum::new(10)))
+                .filter(|&(&number, owner)| after.adopt(number, owner, Some(SeqNum::new(10))))
                 .collect();
             after.settle();
             assert_eq!(after.taken().0, adopted.len());

@@ -117,7 +117,9 @@ impl Proxy {
             State::ServerSynSent | State::Repeating => is_redirected,
             _ => false,
         };
-        let is_there = waits && self.caches.gathered.adopt(number, id.0, flow.endpoint(Side::Lan).acked);
+        // Whoever speaks with the server already may have had more acknowledged than is kept: the server has got that.
+        let acked = (flow.state() != State::Repeating).then(|| flow.endpoint(Side::Lan).acked);
+        let is_there = waits && self.caches.gathered.adopt(number, id.0, acked);
         // A client that has sent nothing has lost nothing. One that was killed while its server was chosen is in doubt.
         let is_sound = match flow.state() {
             State::Gathering => (is_there || number == 0) && !is_redirected,
