@@ -367,8 +367,9 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let end = pool.supervise(links, Supervision::new(sender, [lan, wan]), |links| {
         // Now that they take frames. What a former process has left has decided until now what passes.
         links.guard().map_or(Ok(()), Guard::take_over).map_err(Failure::TakeOver)?;
-        eprintln!("{ready}");
+        // Who reads the line may rely on it that the manager knows.
         service_manager::ready(&ready);
+        eprintln!("{ready}");
         if let Some(keeper) = &keeper {
             keeper.ready();
         }

@@ -56,11 +56,15 @@ pub fn supervise() -> Result<ExitCode, Failure> {
     let signalled = sender.clone();
     signals::listen(Arc::new(AtomicBool::new(false)), move |signal| drop(signalled.send(Heard::Signal(signal))))?;
     let (socket, theirs) = UnixDatagram::pair().map_err(Failure::Spawn)?;
-    let said = sender.clone();
+    let (ended, ends) = channel::unbounded();
     let listen = move || {
         let mut message = [0; 4096];
         while let Ok(length) = socket.recv(&mut message) {
-            if said.send(Heard::Said(String::from_utf8_lossy(&message[..length]).into_owned())).is_err() {
+            let heard = match length {
+                0 => ends.try_recv().ok().map(Heard::Ended),
+                _ => Some(Heard::Said(String::from_utf8_lossy(&message[..length]).into_owned())),
+            };
+            if heard.is_some_and(|heard| sender.send(heard).is_err()) {
                 return;
             }
         }
@@ -72,9 +76,11 @@ pub fn supervise() -> Result<ExitCode, Failure> {
     loop {
         let child = start(&theirs).map_err(Failure::Spawn)?;
         let pid = Pid::from_raw(child.id() as i32);
-        let ended = sender.clone();
+        let (ended, behind) = (ended.clone(), theirs.try_clone().map_err(Failure::Spawn)?);
         let wait = move |mut child: Child| {
-            let _ = ended.send(Heard::Ended(child.wait()));
+            // The end is heard behind what the box has said, which may be that it was ready.
+            let _ = ended.send(child.wait());
+            let _ = behind.send(&[]);
         };
         thread::Builder::new().name("wait".to_owned()).spawn(move || wait(child)).map_err(Failure::Spawn)?;
         let run = watch(pid, &heard)?;
