@@ -70,7 +70,7 @@ impl Company {
     fn at_once(self) -> usize {
         let processors = thread::available_parallelism().map_or(1, usize::from);
         match self {
-            Self::Any => 3 * processors,
+            Self::Any => 4 * processors,
             Self::Light => 6 * processors,
             Self::Nobody => 1,
         }
