@@ -117,7 +117,7 @@ impl Proxy {
             State::ServerSynSent | State::Repeating => is_redirected,
             _ => false,
         };
-        // Whoever speaks with the server already may have had more acknowledged than is kept: the server has got that.
+        // The server of a connection that repeats may have acknowledged more than is kept: that, it has got.
         let acked = (flow.state() != State::Repeating).then(|| flow.endpoint(Side::Lan).acked);
         let is_there = waits && self.caches.gathered.adopt(number, id.0, acked);
         // A client that has sent nothing has lost nothing. One that was killed while its server was chosen is in doubt.
