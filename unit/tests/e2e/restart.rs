@@ -369,8 +369,8 @@ fn tables() -> [String; 2] {
 }
 
 #[test]
-fn connections_outlive_an_end_a_kill_a_takeover_and_a_kill_while_the_state_is_taken_over() {
-    let ways = [Way::By(Signal::SIGTERM), Way::By(Signal::SIGKILL), Way::Takeover, Way::KilledTwice];
+fn connections_outlive_an_end_a_kill_and_a_kill_while_the_state_is_taken_over() {
+    let ways = [Way::By(Signal::SIGTERM), Way::By(Signal::SIGKILL), Way::KilledTwice];
     let configs = [[&*tables()[0], "--workers=1"]];
     outlives_restarts(Rig::of_one_queue(), Backend::Driver, &configs, &[], &ways, false);
 }
