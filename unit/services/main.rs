@@ -105,6 +105,9 @@ fn two_sites_behind_one_address_by_their_tls_names() {
     drop(servers);
 }
 
+/// What every nginx here is told besides.
+const NGINX: &str = "daemon off; master_process off; error_log stderr; events { }";
+
 /// The lab is behind a router; here that is the station that has its addresses.
 #[test]
 fn a_front_for_a_lab_connects_where_it_may() {
@@ -112,7 +115,7 @@ fn a_front_for_a_lab_connects_where_it_may() {
     add_servers(&rig);
     let (conf, pid) = (leftovers::file("nginx.conf"), leftovers::file("nginx.pid"));
     let text = format!(
-        "daemon off; master_process off; pid {}; error_log stderr; events {{ }}
+        "pid {}; {NGINX}
          http {{ access_log off; server {{ listen 10.77.0.11:80; location / {{ return 200 \"$http_host seen as $remote_addr\\n\"; }} }} }}",
         pid.display()
     );
@@ -157,7 +160,7 @@ fn a_proxy_in_front_says_who_the_client_is() {
     add_servers(&rig);
     let (conf, pid) = (leftovers::file("nginx.conf"), leftovers::file("nginx.pid"));
     let text = format!(
-        "daemon off; master_process off; pid {}; error_log stderr; events {{ }}
+        "pid {}; {NGINX}
          http {{ access_log off; server {{ listen 10.77.0.10:8080 proxy_protocol; location / {{
              return 200 \"$http_host for $proxy_protocol_addr at $proxy_protocol_server_addr:$proxy_protocol_server_port\\n\"; }} }} }}",
         pid.display()
