@@ -52,14 +52,16 @@ impl Tap {
         tap
     }
 
-    /// The TCP segments, in or out, of those ports (source, destination) that are `asked` for.
-    pub fn segments(self, asked: impl Fn(u16, u16) -> bool) -> Vec<Told> {
+    /// The TCP segments, in or out, of those ends (source, destination) that are `asked` for. A port alone is no end: now and then a
+    /// client has the port that its server listens at.
+    pub fn segments(self, asked: impl Fn(SocketAddr, SocketAddr) -> bool) -> Vec<Told> {
         let mut buffer = vec![0; 1 << 16];
         let mut segments = Vec::new();
         while let Ok(len) = socket::recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
             let Ok(packet) = SlicedPacket::from_ethernet(&buffer[..len]) else { continue };
             let (Some(net), Some(TransportSlice::Tcp(tcp))) = (&packet.net, &packet.transport) else { continue };
-            if asked(tcp.source_port(), tcp.destination_port()) {
+            let Some([source, destination]) = ends(net, tcp) else { continue };
+            if asked(source, destination) {
                 segments.push(tell(net, tcp));
             }
         }
@@ -100,13 +102,8 @@ impl TimedTap {
         while let Ok(len) = socket::recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
             let Ok(packet) = SlicedPacket::from_ethernet(&buffer[..len]) else { continue };
             let (Some(net), Some(TransportSlice::Tcp(tcp))) = (&packet.net, &packet.transport) else { continue };
-            let (source, destination): (IpAddr, IpAddr) = match net {
-                NetSlice::Ipv4(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
-                NetSlice::Ipv6(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
-                NetSlice::Arp(_) => continue,
-            };
-            let ends = [(source, tcp.source_port()), (destination, tcp.destination_port())].map(SocketAddr::from);
-            if asked(ends[0], ends[1], tcp) {
+            let Some([source, destination]) = ends(net, tcp) else { continue };
+            if asked(source, destination, tcp) {
                 times.push(self.stamp());
             }
         }
@@ -216,6 +213,16 @@ impl fmt::Display for Seen {
         let Seen { identification, number, length, header, flags } = self;
         write!(f, "{identification} (sequence number {number}, {length} bytes, IP header {header}, flags {flags:x})")
     }
+}
+
+/// From where to where a segment goes.
+fn ends(net: &NetSlice, tcp: &TcpSlice) -> Option<[SocketAddr; 2]> {
+    let hosts: [IpAddr; 2] = match net {
+        NetSlice::Ipv4(ip) => [ip.header().source_addr().into(), ip.header().destination_addr().into()],
+        NetSlice::Ipv6(ip) => [ip.header().source_addr().into(), ip.header().destination_addr().into()],
+        NetSlice::Arp(_) => return None,
+    };
+    Some([(hosts[0], tcp.source_port()).into(), (hosts[1], tcp.destination_port()).into()])
 }
 
 fn tell(net: &NetSlice, tcp: &TcpSlice) -> Told {

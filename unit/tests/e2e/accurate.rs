@@ -23,14 +23,13 @@ struct Outcome {
 /// One connection with bulk both ways.
 fn connection(rig: &Rig, server: &traffic::Server, told: &Mutex<mpsc::Receiver<TcpInfo>>) -> Outcome {
     let taps = [Tap::open(&rig.server), Tap::open(&rig.client)];
-    let port = server.address.port();
     let stream = rig.client.connect(server.address).expect("connecting");
     let kept = stream.try_clone().expect("a second handle");
     rig.judge([0, 0], || traffic::exchange(&stream, BYTES, BYTES).expect("bulk"));
     let there = told.lock().expect("nobody panics").recv().expect("the server tells");
     let here = TcpInfo::of(&kept);
     let fields = taps.map(|tap| {
-        let segments = tap.segments(|from, _| from == port).into_iter().filter(|told| !told.flags.contains("SYN"));
+        let segments = tap.segments(|from, _| from == server.address).into_iter().filter(|told| !told.flags.contains("SYN"));
         segments
             .map(|told| told.flags.split('+').filter(|flag| matches!(*flag, "AE" | "CWR" | "ECE")).collect())
             .collect()

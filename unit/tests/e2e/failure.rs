@@ -127,8 +127,8 @@ fn a_stopped_box_bridges_what_it_does_not_translate_and_takes_it_up_again() {
         println!("{backend:?}: the passed connection went on within {:?}", begin.elapsed());
         let tap = Tap::open(&rig.server);
         assert!(!echoes(&connections.translated, b"two.", Duration::from_millis(700)), "it must not be bridged");
-        let port = connections.translated.local_addr().expect("an address").port();
-        let seen = tap.segments(|source, _| source == port);
+        let client = connections.translated.local_addr().expect("an address");
+        let seen = tap.segments(|source, _| source == client);
         assert!(seen.is_empty(), "{} segments with the client's own numbers at the server", seen.len());
         // A connection of the time without a box: nobody protects the server, and the box follows it afterwards.
         let server = rig.server.serve(netns::SERVER_V4, 0, traffic::echo);
@@ -172,7 +172,7 @@ fn less_passes_where_less_is_to_pass() {
         let tap = Tap::open(&rig.server);
         let address = server.address;
         assert!(rig.client.run(|| TcpStream::connect_timeout(&address, Duration::from_millis(700))).is_err());
-        assert!(tap.segments(|_, destination| destination == address.port()).is_empty(), "{on_failure}");
+        assert!(tap.segments(|_, destination| destination == address).is_empty(), "{on_failure}");
         proxy.signal(Signal::SIGCONT);
         assert!(echoes(&connections.translated, b"more", LONG));
         assert!(proxy.stop().status.success());
@@ -193,8 +193,8 @@ fn a_killed_box_leaves_its_program_which_the_next_start_replaces_and_a_clean_end
         assert!(echoes(&connections.passed, b"two.", LONG), "what was passed through goes on");
         let tap = Tap::open(&rig.server);
         assert!(!echoes(&connections.translated, b"two.", Duration::from_millis(500)));
-        let port = connections.translated.local_addr().expect("an address").port();
-        assert!(tap.segments(|source, _| source == port).is_empty(), "it must not be bridged");
+        let client = connections.translated.local_addr().expect("an address");
+        assert!(tap.segments(|source, _| source == client).is_empty(), "it must not be bridged");
         let proxy = Appliance::start(&rig, next, &config);
         assert_eq!(programs(&rig), if next == Backend::Packet { 0 } else { 2 }, "{next:?}");
         let server = rig.server.serve(netns::SERVER_V4, 0, traffic::echo);
@@ -266,8 +266,8 @@ fn over_a_restart_and_a_takeover_programs_and_settings_stay_as_they_are() {
                 assert!(echoes(&connections.passed, b"two.", LONG));
                 let tap = Tap::open(&rig.server);
                 assert!(!echoes(&connections.translated, b"two.", Duration::from_millis(300)));
-                let port = connections.translated.local_addr().expect("an address").port();
-                assert!(tap.segments(|source, _| source == port).is_empty(), "it must not be bridged");
+                let client = connections.translated.local_addr().expect("an address");
+                assert!(tap.segments(|source, _| source == client).is_empty(), "it must not be bridged");
                 proxy = start(&[]);
             }
             over.store(true, Ordering::Relaxed);

@@ -429,7 +429,8 @@ fn a_start_takes_the_memory_of_its_frames_once() {
     let faults = starting.page_faults();
     note!("{faults} page faults, {frames} of them for frames");
     assert!(starting.says("no zero copy: the driver of lan0 has none"), "it was not asked for what a veth lacks");
-    assert!(faults < 2 * frames + 3000, "{faults} page faults");
+    // Once more would be `frames` more; how the kernel maps programs and tables is worth a few hundred.
+    assert!(faults < 2 * frames + frames / 2, "{faults} page faults");
     starting.end();
 }
 

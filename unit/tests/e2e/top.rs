@@ -1,5 +1,6 @@
 //! What the operator sees of a box at work: the connections there are, who talks most, and what would become of a frame.
 
+use std::io::{self, Read};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -258,7 +259,8 @@ fn a_panic_while_drawing_gives_the_terminal_back() {
     if env::var_os(DRAWS).is_some() {
         let drawn = watch::on_screen(|terminal| {
             terminal.draw(|frame| frame.render_widget("drawn", frame.area())).expect("a terminal");
-            thread::sleep(Duration::from_millis(500));
+            // Until the other side has seen it, and says so by a key.
+            io::stdin().read_exact(&mut [0]).expect("a key");
             terminal.draw(|_| panic!("while drawing")).map(drop)
         });
         unreachable!("{drawn:?}");
@@ -270,6 +272,7 @@ fn a_panic_while_drawing_gives_the_terminal_back() {
     let mut terminal = Terminal::start(&command, (80, 24));
     terminal.shows("what is drawn", |lines| lines[0] == "drawn");
     assert!(terminal.is_taken());
+    terminal.press(b"g");
     assert!(!terminal.ends().success());
     terminal.is_given_back();
     let said = terminal.lines().join("\n");
