@@ -15,6 +15,7 @@ mod link;
 mod originals;
 mod program;
 mod protect;
+mod record;
 mod rss;
 mod rtnetlink;
 mod settings;

@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Seek, Write};
+use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -19,6 +19,7 @@ use super::Interface;
 use super::ethtool::Ethtool;
 use super::host::{self, Cleaned, Left};
 use super::originals::Originals;
+use super::record::{self, END};
 use super::rtnetlink::{Link, Rtnetlink};
 use crate::error::OpenError;
 use crate::pins;
@@ -37,12 +38,6 @@ const STATE: &str = "taken-down ";
 
 /// Where that character is.
 const STATE_AT: u64 = (VERSION.len() + 1 + STATE.len()) as u64;
-
-/// The last line of a file whose settings are complete.
-pub(super) const END: &str = "end";
-
-/// More than the settings of any interface take, in bytes.
-const LONGEST: u64 = 1 << 20;
 
 /// The most characters that are shown of who holds a lock.
 const LONGEST_HOLDER: usize = 200;
@@ -114,7 +109,7 @@ impl Claim {
                 }
             }
         };
-        let text = read(&mut file).unwrap_or_default();
+        let text = record::read(&mut file).unwrap_or_default();
         if let Some(left) = settings_of(&text, &namespace.identity(link)) {
             if left.taken_down {
                 let state = Originals { taken_down: true, ..Originals::default() };
@@ -171,7 +166,7 @@ impl Claim {
         let mut text = self.head.clone();
         originals.write(&mut text);
         let _ = writeln!(text, "{END}");
-        if let Err(error) = write(file, text.as_bytes()) {
+        if let Err(error) = record::write(file, &text) {
             warn!("{}: {error}: after a kill the settings of {} stay as they are then", path.display(), self.name);
         }
     }
@@ -191,7 +186,7 @@ impl Drop for Claim {
     fn drop(&mut self) {
         let Some((file, path)) = self.file.as_ref().filter(|_| !self.is_kept) else { return };
         // While the lock is held, nobody else reads or removes it. The user the process has become may not be allowed to remove it.
-        if let Err(error) = write(file, b"").and_then(|()| fs::remove_file(path)) {
+        if let Err(error) = record::clear(file).and_then(|()| fs::remove_file(path)) {
             debug!("{} stays: {error}", path.display());
         }
     }
@@ -225,7 +220,7 @@ pub(super) fn holder_of(link: &Link, ethtool: &Ethtool) -> Holder {
     }
     // SAFETY: the descriptor is open, and no pointer is passed.
     let is_held = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_SH | libc::LOCK_NB) } < 0;
-    let text = read(&mut file).unwrap_or_default();
+    let text = record::read(&mut file).unwrap_or_default();
     if is_held {
         let line = text.lines().find_map(|line| line.strip_prefix("holder ")?.split_once(' '));
         let what = line.map_or("another process", |(_, what)| what).to_owned();
@@ -310,7 +305,7 @@ pub fn restore(names: &[String], age: Option<Duration>) -> Result<Vec<Restored>,
                 Outcome::Held("a process that has just ended".to_owned())
             }
             Lock::Taken(mut file) => {
-                let text = read(&mut file).map_err(io)?;
+                let text = record::read(&mut file).map_err(io)?;
                 // An interface that is gone took its settings along.
                 let known =
                     link.ok().and_then(|link| Some((settings_of(&text, &namespace.identity(&link))?, link.name)));
@@ -333,7 +328,7 @@ pub fn restore(names: &[String], age: Option<Duration>) -> Result<Vec<Restored>,
                 if result.has_failed {
                     Outcome::Failed
                 } else {
-                    let _ = write(&file, b"").and_then(|()| fs::remove_file(&path));
+                    let _ = record::clear(&file).and_then(|()| fs::remove_file(&path));
                     let done = Outcome::Done([removed.done, result.done].concat());
                     if removed.has_failed { Outcome::Failed } else { done }
                 }
@@ -474,25 +469,15 @@ pub(super) fn lock(path: &Path, make: bool) -> io::Result<Lock> {
     // SAFETY: the descriptor is open, and no pointer is passed.
     if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } < 0 {
         let error = io::Error::last_os_error();
-        return if error.kind() == ErrorKind::WouldBlock { Ok(Lock::Held(read(&mut file)?)) } else { Err(error) };
+        return if error.kind() == ErrorKind::WouldBlock {
+            Ok(Lock::Held(record::read(&mut file)?))
+        } else {
+            Err(error)
+        };
     }
     // The former holder may have removed it.
     let is_there = fs::symlink_metadata(path).is_ok_and(|there| there.ino() == own.ino());
     Ok(if is_there { Lock::Taken(file) } else { Lock::Absent })
-}
-
-pub(super) fn read(file: &mut File) -> io::Result<String> {
-    let mut bytes = Vec::new();
-    file.rewind()?;
-    file.take(LONGEST).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// Replaces the content. Where it is cut short, its last line is missing.
-pub(super) fn write(mut file: &File, bytes: &[u8]) -> io::Result<()> {
-    file.set_len(0)?;
-    file.rewind()?;
-    file.write_all(bytes)
 }
 
 #[cfg(test)]
@@ -547,7 +532,7 @@ mod tests {
         let path = std::env::temp_dir().join(format!("pktio-claim-{}", std::process::id()));
         assert!(matches!(lock(&path, false).unwrap(), Lock::Absent));
         let Lock::Taken(file) = lock(&path, true).unwrap() else { panic!("it is new") };
-        write(&file, TEXT.as_bytes()).unwrap();
+        record::write(&file, TEXT).unwrap();
         let Lock::Held(text) = lock(&path, true).unwrap() else { panic!("it is held") };
         assert_eq!(text, TEXT);
         let head = String::new();

@@ -31,10 +31,11 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use tracing::{debug, info, warn};
 
 use super::Interface;
-use super::claim::{DIRECTORY, END, Lock, Namespace, held, lock, read, write};
+use super::claim::{DIRECTORY, Lock, Namespace, held, lock};
 use super::ethtool::Ethtool;
 use super::filters::{Then, Way, attach, detach, disciplines, filters, make_hook, remove_hook};
 use super::protect::check;
+use super::record::{self, END};
 use super::rtnetlink::{Link, Rtnetlink};
 use super::veth::{Pair, remove};
 use crate::error::OpenError;
@@ -352,7 +353,7 @@ impl Record {
     /// Removes what the file says that a process has made.
     fn clean(&mut self, nic: u32, netlink: &mut Rtnetlink) -> Cleaned {
         let Some((file, _)) = &mut self.file else { return Cleaned::default() };
-        let text = read(file).unwrap_or_default();
+        let text = record::read(file).unwrap_or_default();
         let Some((ends, hook)) = made(&text, &self.identity) else { return Cleaned::default() };
         // What the process has noted of its LAN port goes with the port.
         let port = netlink.named(&ends[0]).map(|end| path(&self.namespace, super::claim::PREFIX, end.index));
@@ -375,7 +376,7 @@ impl Record {
             let _ = writeln!(text, "{HOOK}");
         }
         let _ = writeln!(text, "{END}");
-        if let Err(error) = write(file, text.as_bytes()) {
+        if let Err(error) = record::write(file, &text) {
             warn!("{}: {error}: after a kill a veth pair and a filter stay at {}", path.display(), nic.name);
         }
     }
@@ -385,7 +386,7 @@ impl Drop for Record {
     fn drop(&mut self) {
         let Some((file, path)) = self.file.as_ref().filter(|_| !self.is_kept) else { return };
         // The user the process has become may not be allowed to remove it; an empty file says nothing.
-        if let Err(error) = write(file, b"").and_then(|()| fs::remove_file(path)) {
+        if let Err(error) = record::clear(file).and_then(|()| fs::remove_file(path)) {
             debug!("{} stays: {error}", path.display());
         }
     }
