@@ -29,7 +29,8 @@ fn connection(rig: &Rig, server: &traffic::Server, told: &Mutex<mpsc::Receiver<T
     let there = told.lock().expect("nobody panics").recv().expect("the server tells");
     let here = TcpInfo::of(&kept);
     let fields = taps.map(|tap| {
-        let segments = tap.segments(|from, _| from == server.address).into_iter().filter(|told| !told.flags.contains("SYN"));
+        let segments =
+            tap.segments(|from, _| from == server.address).into_iter().filter(|told| !told.flags.contains("SYN"));
         segments
             .map(|told| told.flags.split('+').filter(|flag| matches!(*flag, "AE" | "CWR" | "ECE")).collect())
             .collect()

@@ -151,6 +151,15 @@ impl Met {
     }
 }
 
+/// Tells the clients that it is over when dropped: also where a box does not start, so that what it said is heard instead of waiting for them for ever.
+struct Ending<'a>(&'a Met);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.over.store(true, Ordering::Relaxed);
+    }
+}
+
 /// How often a datagram is sent to see whether the box passes any.
 const PROBE: Duration = Duration::from_millis(2);
 
@@ -301,6 +310,7 @@ fn outlives_restarts(
         threads.extend((0..OPENERS as u64).map(|n| begin(Box::new(move || met.open(address, n)))));
         threads.push(begin(Box::new(move || met.probe(probed))));
         threads.push(scope.spawn(move || met.echo(&echo)));
+        let ending = Ending(met);
         let mut chance = 0x9e37_79b9u64 ^ u64::from(std::process::id());
         for round in 0..rounds {
             for (way, pauses) in ways.iter().zip(&mut pauses) {
@@ -346,7 +356,7 @@ fn outlives_restarts(
                 pauses.messages.push(message);
             }
         }
-        met.over.store(true, Ordering::Relaxed);
+        drop(ending);
         let lost = threads.into_iter().map(|thread| thread.join().expect("a client does not panic"));
         lost.filter_map(Result::err).map(|error| error.to_string()).collect::<Vec<_>>()
     });
@@ -369,8 +379,8 @@ fn tables() -> [String; 2] {
 }
 
 #[test]
-fn connections_outlive_an_end_a_kill_and_a_kill_while_the_state_is_taken_over() {
-    let ways = [Way::By(Signal::SIGTERM), Way::By(Signal::SIGKILL), Way::KilledTwice];
+fn connections_outlive_an_end_a_kill_a_takeover_and_a_kill_while_the_state_is_taken_over() {
+    let ways = [Way::By(Signal::SIGTERM), Way::By(Signal::SIGKILL), Way::Takeover, Way::KilledTwice];
     let configs = [[&*tables()[0], "--workers=1"]];
     outlives_restarts(Rig::of_one_queue(), Backend::Driver, &configs, &[], &ways, false);
 }
