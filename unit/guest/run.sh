@@ -40,7 +40,7 @@ guest_with() {
     local kernel=$1 module
     shift
     rm -rf "$work/guest" && begin_guest
-    for module in virtio_console failover net_failover virtio_net veth llc stp bridge tls bonding; do
+    for module in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_console failover net_failover virtio_net veth llc stp bridge tls bonding; do
         module=$(find "$kernel" -name "$module.ko*")
         # What is built in is no module.
         [ -z "$module" ] || add_module "$module"
