@@ -155,8 +155,8 @@ pub fn with_offloads(middle: Middle, span: Duration) -> [[f64; 2]; 2] {
 
 /// The same under a flood of SYNs from strangers, `rate` a second or as many as the generator can make beside the hosts. What it brings
 /// about at the ends is swallowed before their kernels see it: with every candidate the hosts have the same to do.
-pub fn under_flood(middle: Middle, rate: f64, span: Duration) -> Service {
-    let rig = Rig::alone();
+pub fn under_flood(middle: Middle, rate: f64, offloads: bool, span: Duration) -> Service {
+    let rig = if offloads { Rig::alone().with_default_offloads(false) } else { Rig::alone() };
     let stood = Stood::stand(&rig, middle, false);
     let server = Server::start(&rig);
     let _sinks: [Sink; 2] = [sink(&rig.client, "c0"), sink(&rig.server, "s0")];

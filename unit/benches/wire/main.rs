@@ -78,25 +78,26 @@ enum Part {
     Peace,
     /// Bulk between hosts with their offloads on.
     Offloads,
-    /// With so many SYNs a second.
-    UnderFlood(&'static str, f64),
+    /// With so many SYNs a second; between hosts with their offloads on or not.
+    UnderFlood(&'static str, f64, bool),
 }
 
 impl Part {
-    const ALL: [Part; 8] = [
+    const ALL: [Part; 9] = [
         Part::Flood("SYN -> SYN-ACK", Kind::Syn, netns::SERVER_V4),
         Part::Flood("SYN -> SYN-ACK, IPv6", Kind::Syn, netns::SERVER_V6),
         Part::Flood("bogus ACK", Kind::Ack, netns::SERVER_V4),
         Part::Segments,
         Part::Peace,
         Part::Offloads,
-        Part::UnderFlood("under 0.5 Mpps", 0.5e6),
-        Part::UnderFlood("under 1 Mpps", 1e6),
+        Part::UnderFlood("under 0.5 Mpps", 0.5e6, false),
+        Part::UnderFlood("under 1 Mpps", 1e6, false),
+        Part::UnderFlood("offloads on, under 1 Mpps", 1e6, true),
     ];
 
     fn name(self) -> &'static str {
         match self {
-            Part::Flood(name, ..) | Part::UnderFlood(name, _) => name,
+            Part::Flood(name, ..) | Part::UnderFlood(name, ..) => name,
             Part::Segments => "established, 98 B both ways",
             Part::Peace => "in peace",
             Part::Offloads => "offloads on",
@@ -127,7 +128,9 @@ impl Part {
                     }
                 }
             }
-            Part::UnderFlood(name, rate) => book.service(middle, name, &hosts::under_flood(middle, rate, span)),
+            Part::UnderFlood(name, rate, offloads) => {
+                book.service(middle, name, &hosts::under_flood(middle, rate, offloads, span));
+            }
         }
     }
 }

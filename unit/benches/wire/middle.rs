@@ -36,6 +36,14 @@ pub enum Middle {
     FastXdp,
     /// As [`Middle::Cookies`], and the kernel answers SYNs by itself.
     Kernel,
+    /// The same, and it answers SYNs at tc, too, however many come.
+    KernelTc,
+    /// [`Middle::FastXdp`], and the XDP program answers SYNs.
+    KernelXdp,
+    /// Whichever of the two suits these ports, as `fast_path = auto` takes it; with an XDP program in front of tc while many SYNs come.
+    KernelAuto,
+    /// The kernel's bridge behind a bare XDP program that drops the flood by its Ethernet address: the limit of a service under a flood.
+    Sieve,
     /// A bare XDP program that sends every frame back. The limit of an answer.
     Bounce,
     /// A bare XDP program that drops every frame. The limit of a drop.
@@ -46,12 +54,16 @@ impl Middle {
     pub const ALL: [Middle; 5] = [Middle::Bypass, Middle::Cookies, Middle::Cache, Middle::Bridge, Middle::Nftables];
 
     /// Those that are measured only when asked for.
-    pub const MORE: [Middle; 7] = [
+    pub const MORE: [Middle; 11] = [
         Middle::Interrupt,
         Middle::Busy,
         Middle::FastTc,
         Middle::FastXdp,
         Middle::Kernel,
+        Middle::KernelTc,
+        Middle::KernelXdp,
+        Middle::KernelAuto,
+        Middle::Sieve,
         Middle::Bounce,
         Middle::Hole,
     ];
@@ -68,6 +80,10 @@ impl Middle {
             Middle::FastTc => "fast-tc",
             Middle::FastXdp => "fast-xdp",
             Middle::Kernel => "kernel",
+            Middle::KernelTc => "kernel-tc",
+            Middle::KernelXdp => "kernel-xdp",
+            Middle::KernelAuto => "kernel-auto",
+            Middle::Sieve => "sieve",
             Middle::Bounce => "xdp-tx",
             Middle::Hole => "xdp-drop",
         }
@@ -75,7 +91,7 @@ impl Middle {
 
     /// Whether it is our program.
     pub fn is_ours(self) -> bool {
-        !matches!(self, Middle::Bridge | Middle::Nftables) && !self.is_bare()
+        !matches!(self, Middle::Bridge | Middle::Sieve | Middle::Nftables) && !self.is_bare()
     }
 
     /// Whether it is a bare program, which carries nothing.
@@ -85,7 +101,7 @@ impl Middle {
 
     /// Whether a SYN that is not proved reaches the server.
     pub fn protects(self) -> bool {
-        !matches!(self, Middle::Bypass | Middle::Bridge)
+        !matches!(self, Middle::Bypass | Middle::Bridge | Middle::Sieve)
     }
 }
 
@@ -132,15 +148,37 @@ impl<'a> Stood<'a> {
                 rig.server.sh("ethtool -K s0 gro on >/dev/null");
                 stood.appliance = start(&format!("fast_path = xdp;\n{CACHE_OFF}"), &[]);
             }
-            Middle::Kernel => {
-                // A veth takes what the program sends if its end has GRO.
+            Middle::Kernel | Middle::KernelTc | Middle::KernelXdp | Middle::KernelAuto => {
+                // A veth takes what the program sends, or redirects, if its other end has GRO.
                 rig.client.sh("ethtool -K c0 gro on");
-                stood.appliance = start(KERNEL, &[]);
+                rig.server.sh("ethtool -K s0 gro on");
+                let (backend, way) = match middle {
+                    Middle::KernelTc => (Backend::Packet, "fast_path = tc; fast_path_flood = 0;"),
+                    Middle::KernelXdp => (Backend::Driver, "fast_path = xdp;"),
+                    Middle::KernelAuto => (Backend::Packet, "fast_path = auto;"),
+                    _ => (Backend::Driver, ""),
+                };
+                stood.appliance = start_by(backend, &format!("{way} {KERNEL}"), &[]);
                 introduce(rig);
             }
-            Middle::Bounce | Middle::Hole => {
-                attach(rig, middle == Middle::Bounce);
+            Middle::Bounce => {
+                attach(rig, SEND_BACK);
                 return stood;
+            }
+            Middle::Hole => {
+                attach(rig, "return 1;");
+                return stood;
+            }
+            Middle::Sieve => {
+                let [a, b, c, d, e, f] = ATTACKER;
+                attach(
+                    rig,
+                    &format!(
+                        "unsigned char *from = (void *)(at + 3);
+                         return from[0] == {a} && from[1] == {b} && from[2] == {c} && from[3] == {d} && from[4] == {e} && from[5] == {f} ? 1 : 2;"
+                    ),
+                );
+                rig.bridge();
             }
             Middle::Bridge => rig.bridge(),
             Middle::Nftables => route(rig, strangers),
@@ -228,16 +266,18 @@ fn introduce(rig: &Rig) {
     }
 }
 
-/// Attaches a program to the WAN port that sends every frame back to its sender, or drops it.
-fn attach(rig: &Rig, sends_back: bool) {
-    let verdict = if sends_back { 3 } else { 1 };
+/// Exchanges the addresses of a frame, and sends it back.
+const SEND_BACK: &str =
+    "for (int i = 0; i < 3; i++) { unsigned short to = at[i]; at[i] = at[i + 3]; at[i + 3] = to; } return 3;";
+
+/// Attaches an XDP program to the WAN port that does this with each frame, which is `at`.
+fn attach(rig: &Rig, does: &str) {
     let source = format!(
         "struct xdp_md {{ unsigned data, data_end, a, b, c, d; }};
          __attribute__((section(\"xdp\"), used)) int bare(struct xdp_md *ctx) {{
              unsigned short *at = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
              if (at + 7 > end) return 1;
-             for (int i = 0; i < 3; i++) {{ unsigned short to = at[i]; at[i] = at[i + 3]; at[i + 3] = to; }}
-             return {verdict};
+             {does}
          }}
          char _license[] __attribute__((section(\"license\"), used)) = \"GPL\";"
     );
