@@ -42,8 +42,8 @@ test-programs: setup ; @$(run) unit/programs/run.sh
 test-restart: setup ; CONNECTIONS=10000 ROUNDS=20 $(run) cargo test -p unit --test e2e restart::connections -- --nocapture --test-threads=1
 # How soon frames pass a worker that takes none, and five minutes in which nobody takes an idle or a busy one for such.
 test-failover: setup ; SWITCHES=20 QUIET=300 LOAD=600 $(run) cargo test -p unit --test e2e endurance:: -- --nocapture
-# A million segments by each of the kernel's programs and by the engine; and ten thousand times down to the kernel and up again, beside a box without it.
-test-handed-down: setup ; HANDED_DOWN_SEGMENTS=1000000 HANDED_DOWN_ROUNDS=850 $(run) cargo test -p unit --test e2e handed_down:: -- --nocapture
+# A million segments by each of the kernel's programs and by the engine; and ten thousand times down to the kernel and up again, beside a box without it. And fifty times an XDP program that comes in front of tc, and goes.
+test-handed-down: setup ; HANDED_DOWN_SEGMENTS=1000000 HANDED_DOWN_ROUNDS=850 $(run) cargo test -p unit --test e2e handed_down:: -- --nocapture && SYN_SWAPS=50 $(run) cargo test -p unit --test e2e kernel_syns::while -- --nocapture
 # How one process follows another, in every order (unit/model).
 test-model: setup ; $(run) cargo test --release --manifest-path unit/model/Cargo.toml --target-dir target/model
 test-all: test test-queues test-zero-copy test-netmap test-guest test-packetdrill test-programs test-services test-metrics test-page test-bgp test-deb test-systemd test-dist test-aarch64 test-dependencies test-restart test-failover test-handed-down test-model

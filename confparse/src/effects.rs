@@ -157,7 +157,10 @@ const EFFECTS: &[(Effect, &[&str])] = &[
         ],
     ),
     (Restart("each worker has a queue of either port, which are opened at the start"), &["threadcount"]),
-    (Restart("the kernel's programs are attached when the ports are opened"), &["fast_path", "fast_path_flows"]),
+    (
+        Restart("the kernel's programs are attached when the ports are opened"),
+        &["fast_path", "fast_path_flows", "fast_path_flood", "fast_path_calm"],
+    ),
     (Restart("the rings are made when the ports are opened"), &["ldp.netmap_nr_rx_slots", "ldp.netmap_nr_tx_slots"]),
     (
         Restart("the XDP program is loaded at the start, and the map of flows allocated"),

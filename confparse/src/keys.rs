@@ -647,6 +647,15 @@ pub(crate) const KEYS: &[Key] = &[
     },
     number!(None, "fast_path_flows", Takes::Number { min: 1, max: 1 << 20 }, "connections", fast_path_flows: usize, None,
         "connections that the kernel can forward by itself at once"),
+    number!(None, "fast_path_flood", Takes::Number { min: 0, max: 1_000_000_000 }, "per second", front.rate: u32, None,
+        "SYNs above which, with `tc`, an XDP program answers them in front of it; 0 is never"),
+    seconds!(
+        None,
+        "fast_path_calm",
+        1,
+        front.calm,
+        "how long fewer than half of `fast_path_flood` come until that program is taken away"
+    ),
     Key {
         section: None,
         name: "syns_in_kernel",

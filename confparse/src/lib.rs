@@ -103,6 +103,8 @@ pub struct Config {
     pub fast_path: FastPath,
     /// Connections that can be handed down to the kernel at once (`fast_path_flows`).
     pub fast_path_flows: usize,
+    /// When an XDP program answers SYNs in front of `fast_path = tc` (`fast_path_flood`, `fast_path_calm`).
+    pub front: Front,
     /// Whether SYNs of unproved sources are left out while a worker cannot keep up (`shed`).
     pub shed: bool,
     /// Whether the kernel answers SYNs by itself where the workers would answer by a cookie (`syns_in_kernel`).
@@ -202,6 +204,7 @@ impl Default for Config {
             poll: Poll::default(),
             fast_path: FastPath::default(),
             fast_path_flows: 16_384,
+            front: Front::default(),
             shed: true,
             syns_in_kernel: false,
             link_loss: LinkLoss::default(),
@@ -249,6 +252,21 @@ pub enum Poll {
     Busy,
     /// It sleeps whenever there is nothing to do.
     Interrupt,
+}
+
+/// When an XDP program answers SYNs in front of the programs at tc.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Front {
+    /// Above so many SYNs answered and acknowledgements dropped per second; 0: never (`fast_path_flood`).
+    pub rate: u32,
+    /// Until less than half of that has come for so long (`fast_path_calm`).
+    pub calm: Duration,
+}
+
+impl Default for Front {
+    fn default() -> Self {
+        Front { rate: 100_000, calm: Duration::from_secs(10) }
+    }
 }
 
 /// Where the kernel forwards established connections by itself.

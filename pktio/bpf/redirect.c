@@ -110,4 +110,16 @@ int redirect_frags(struct xdp_md *ctx)
     return process(ctx);
 }
 
+// In front of the programs at tc (pass.c), whose memory it shares: answers SYNs, and drops acknowledgements of SYNs that nobody answered, before a frame
+// becomes a packet. All else goes on to them.
+SEC("xdp.frags")
+int answer_alone(struct xdp_md *ctx)
+{
+    // Packet sockets have no queues: what they share lies in the first worker's place.
+    int decided = answers_syns ? decide(ctx, 0) : NOT_OURS;
+    if (decided == XDP_TX && answers_by_redirect)
+        return redirect_map(&own_port, 0, XDP_DROP);
+    return decided == NOT_OURS ? XDP_PASS : decided;
+}
+
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -8,7 +8,7 @@ use crate::failure::FailurePlan;
 use crate::netdev::{Changed, HostPort, Settings};
 use crate::packet::FastPath;
 use crate::pins::KeptFlows;
-use crate::xdp::{AttachedProgram, ShedSamples, SynMemory};
+use crate::xdp::{AttachedProgram, FrontProgram, ShedSamples, SynMemory};
 
 /// Restores the interfaces when it is dropped: removes what leads this machine's own frames through the box, detaches the XDP programs, then puts the settings back, and lets other processes have them.
 ///
@@ -17,6 +17,8 @@ pub struct Guard {
     // Dropped in this order: as long as the XDP program is there, the stack receives nothing from the NIC.
     pub(crate) host: Option<HostPort>,
     pub(crate) programs: Vec<AttachedProgram>,
+    /// The XDP program in front of the fast path at tc, attached or not.
+    pub(crate) front: Option<FrontProgram>,
     pub(crate) fast_path: Option<FastPath>,
     /// What outlives the process of the connections that the kernel forwards by itself.
     pub(crate) kept_flows: Option<KeptFlows>,
@@ -31,7 +33,7 @@ impl Guard {
 
     /// A guard of these settings, with no program attached yet.
     pub(crate) fn of(settings: Settings) -> Guard {
-        Guard { host: None, programs: Vec::new(), fast_path: None, kept_flows: None, settings }
+        Guard { host: None, programs: Vec::new(), front: None, fast_path: None, kept_flows: None, settings }
     }
 
     /// Puts the XDP programs in the place of those that a former process has left, at once and without a gap: to be called when the workers take frames.
@@ -104,6 +106,21 @@ impl Guard {
         }
         let answers = self.programs.iter().find(|program| program.answers_syns());
         answers.map_or(Ok(Vec::new()), |program| program.syn_memories(workers))
+    }
+
+    /// Whether an XDP program can answer the SYNs of the WAN in front of the programs at tc that do.
+    pub fn has_front(&self) -> bool {
+        self.front.is_some()
+    }
+
+    /// Has that program answer them from now on, or no more: it is attached, or detached, which takes some tens of milliseconds. Those at tc answer all the
+    /// while what reaches them. Without such a program nothing happens.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's; `EBUSY` when somebody else's XDP program is attached.
+    pub fn answer_in_front(&mut self, in_front: bool) -> io::Result<()> {
+        self.front.as_mut().map_or(Ok(()), |front| front.set_attached(in_front))
     }
 
     /// Leaves the XDP programs and the settings as they are when this is dropped, for a successor, which replaces the ones and goes on with the others,

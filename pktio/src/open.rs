@@ -22,7 +22,7 @@ use crate::port::{Pair, Port, Ports};
 use crate::prepare::Preparation;
 use crate::privilege;
 use crate::rss::Twin;
-use crate::xdp::{self, AttachedProgram, Layout, LoadedMaps, LoadedProgram, Purpose, Refusal};
+use crate::xdp::{self, AttachedProgram, FrontProgram, Layout, LoadedMaps, LoadedProgram, Purpose, Refusal};
 
 /// The ports of every worker, the software twin of the interfaces' RSS (or why it is not symmetric), and what restores the interfaces.
 type Prepared = (Vec<Ports>, Result<Twin, String>, Guard);
@@ -442,6 +442,15 @@ fn open_interfaces(
             })
             .inspect_err(|reason| warn!("the kernel forwards no connections by itself: {reason}"))
             .ok();
+        if let (Some(at_tc), Some(failure)) = (guard.fast_path.as_ref().filter(|_| plan.has_front), &options.failure)
+            && let Some(Answering { plan, workers, .. }) = at_tc.answering()
+        {
+            guard.front = FrontProgram::load(wan, at_tc.maps(), workers, failure, plan)
+                .inspect_err(|reason| {
+                    info!("{}: SYNs are answered at tc alone, however many come: {reason}", wan.name())
+                })
+                .ok();
+        }
         guard.kept_flows =
             pins.zip(guard.fast_path.as_ref()).and_then(|(pins, fast_path)| kept(fast_path.keep_flows(pins)));
     }

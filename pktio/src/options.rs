@@ -83,6 +83,8 @@ pub struct FastPathPlan {
     pub words: usize,
     /// The keys of the hash that names flows.
     pub flow_keys: (u64, u64),
+    /// Whether an XDP program that answers SYNs is made ready in front of tc, where SYNs are answered there ([`Guard::answer_in_front`](crate::Guard)).
+    pub has_front: bool,
 }
 
 /// Where the kernel forwards them.

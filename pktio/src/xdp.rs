@@ -9,6 +9,7 @@
 mod cutter;
 mod failure;
 mod forward;
+mod front;
 mod layout;
 mod port;
 mod program;
@@ -22,6 +23,7 @@ mod tags;
 pub(crate) use failure::{ENTERED, LINE, Rehearsal, SERVICE_WORDS, map_flows};
 pub use forward::XdpFastPath;
 pub(crate) use forward::{BUCKET, words};
+pub(crate) use front::FrontProgram;
 pub(crate) use layout::Layout;
 pub(crate) use program::{AttachedProgram, LoadedMaps, LoadedProgram, Purpose};
 pub(crate) use refusal::Refusal;

@@ -233,7 +233,7 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let ready = ready_line(lan, wan, &pairs, arguments.bypass);
     let identity = identity(file.as_deref(), config, [lan, wan], &pairs);
     let facts = facts(begin, [lan, wan], &pairs, arguments.bypass);
-    let samples = guard.take_shed_samples();
+    let (samples, has_front) = (guard.take_shed_samples(), guard.has_front());
     let fast_path = guard.hand_down_words().map_err(Failure::Spawn)?;
     let former_flows = guard.former_hand_down_words();
     // What a former process has handed down goes on; when the last worker has adopted its connections, the entries without one end.
@@ -309,6 +309,9 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
         WorkerPool::start(pairs, steerings, engine, &cores, options, stop, channel)
     }?;
     pool.tell(outputs);
+    if has_front {
+        pool.answer_in_front(config.front);
+    }
     let hash_key = [random().map(u64::from_ne_bytes)?, random().map(u64::from_ne_bytes)?];
     let servers = Arc::new(ServerRegistry::new(pool.commands(), hash_key));
     let said = (said, file);
@@ -511,7 +514,7 @@ fn fast_path(config: &Config, secrets: &Secrets, bypass: bool) -> Option<FastPat
         FastPath::Tc => FastPathWay::Tc,
     };
     let words = Proxy::words_to_hand_down(config.fast_path_flows);
-    Some(FastPathPlan { way, words, flow_keys: secrets.hash_keys() })
+    Some(FastPathPlan { way, words, flow_keys: secrets.hash_keys(), has_front: config.front.rate > 0 })
 }
 
 /// What a reload changes besides the workers.

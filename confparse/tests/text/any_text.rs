@@ -3,8 +3,8 @@
 use core::net::{IpAddr, SocketAddr};
 
 use confparse::{
-    Account, ClientList, ClientLists, Complaint, Config, Control, Errors, Events, Failures, FastPath, Ldp, Level,
-    LinkLoss, LogLevel, OnFailure, Parsed, Poll, PortLoss, StateDir, Syslog, parse,
+    Account, ClientList, ClientLists, Complaint, Config, Control, Errors, Events, Failures, FastPath, Front, Ldp,
+    Level, LinkLoss, LogLevel, OnFailure, Parsed, Poll, PortLoss, StateDir, Syslog, parse,
 };
 use core::num::NonZeroU32;
 use core::time::Duration;
@@ -456,6 +456,7 @@ prop_compose! {
         failures in failures(),
         (poll, fast_path) in (select(vec![Poll::Adaptive, Poll::Busy, Poll::Interrupt]), select(vec![FastPath::Off, FastPath::Auto, FastPath::Xdp, FastPath::Tc])),
         fast_path_flows in 1..=1usize << 20,
+        front in (0..=1_000_000_000u32, seconds()).prop_map(|(rate, calm)| Front { rate, calm }),
         (user, group) in (accounts(), accounts()),
         port in 1..=u16::MAX,
         listen in prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u8; 16]>().prop_map(IpAddr::from)],
@@ -510,7 +511,7 @@ prop_compose! {
         };
         let is_turned = engine.services.iter().any(|own| own.of_lan || own.side == Side::Wan);
         let workers = if is_turned { 1 } else { several };
-        Config { engine, workers, poll, fast_path, fast_path_flows, shed, syns_in_kernel, link_loss, failures, user, group, port, listen, control, control_group, control_read, control_operate, control_admin, state_dir, state_keep, metrics, log_level, lists, ldp, events, ts_wscale_table, ts_bits }
+        Config { engine, workers, poll, fast_path, fast_path_flows, front, shed, syns_in_kernel, link_loss, failures, user, group, port, listen, control, control_group, control_read, control_operate, control_admin, state_dir, state_keep, metrics, log_level, lists, ldp, events, ts_wscale_table, ts_bits }
     }
 }
 

@@ -210,6 +210,16 @@ impl FastPath {
         Ok((0..syns.workers).map(|worker| &words[(2 * worker + 1) * SERVICE_WORDS + ENTERED]).collect())
     }
 
+    /// By what the programs answer SYNs, if they do.
+    pub(crate) fn answering(&self) -> Option<Answering> {
+        self.syns
+    }
+
+    /// The maps of the programs, for another program that answers SYNs by them.
+    pub(crate) fn maps(&self) -> &Ebpf {
+        &self.ebpf
+    }
+
     /// The frames and bytes that were forwarded from a side, and what is not 0 while nothing is to be.
     pub(super) fn forwarded(&self, side: usize) -> [&'static AtomicU64; 3] {
         [FRAMES, BYTES_FORWARDED, STOPPED].map(|word| &self.control[word + side])

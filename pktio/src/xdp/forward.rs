@@ -11,7 +11,7 @@ use aya::Ebpf;
 use aya::maps::{DevMap, Map};
 
 use super::failure::Place;
-use super::program::{OwnMaps, instructions, loader};
+use super::program::{OwnMaps, SHARED, instructions, loader};
 use crate::bpf::{self, How};
 use crate::failure::{FailurePlan, OnFailure};
 use crate::mapping::Mapping;
@@ -132,9 +132,9 @@ impl XdpFastPath {
             Ok(ebpf)
         };
         let (lan, wan) = (load(false)?, load(true)?);
-        let program = |ebpf, twin| -> Result<OwnedFd, Box<dyn Error>> {
+        let program = |ebpf, first: Option<&Ebpf>| -> Result<OwnedFd, Box<dyn Error>> {
             Ok(bpf::load_xdp(
-                &instructions(ebpf, "redirect_frags", twin)?,
+                &instructions(ebpf, "redirect_frags", first.map(|first| (first, &SHARED[..])))?,
                 "redirect",
                 How { has_frags: true, bound_to: None },
             )?)

@@ -326,7 +326,8 @@ fn name(made: &Made) -> &'static str {
 }
 
 fn text(ebpf: &Ebpf, made: &Made, shared: Option<&Ebpf>) -> Result<Vec<u64>, Refusal> {
-    instructions(ebpf, name(made), shared).map_err(|error| Refusal::Failed(chain(&*error)))
+    instructions(ebpf, name(made), shared.map(|first| (first, &SHARED[..])))
+        .map_err(|error| Refusal::Failed(chain(&*error)))
 }
 
 /// Loads the program that does not ask for tags.
@@ -529,16 +530,20 @@ fn fd_of<'a>(ebpf: &'a Ebpf, name: &str) -> Option<BorrowedFd<'a>> {
 }
 
 /// The maps that the programs of both ports share.
-const SHARED: [&str; 4] = ["flows", "service", MAP, "forwarded"];
+pub(super) const SHARED: [&str; 4] = ["flows", "service", MAP, "forwarded"];
 
-/// The instructions of the program of this name, over the maps of `ebpf`, but for those that it shares with `twin`.
+/// The instructions of the program of this name, over the maps of `ebpf`, but for those of these names that it shares with another object.
 ///
 /// The library loads a program only as it is compiled, and with maps of its own.
-pub(super) fn instructions(ebpf: &Ebpf, name: &str, twin: Option<&Ebpf>) -> Result<Vec<u64>, Box<dyn Error>> {
+pub(super) fn instructions(
+    ebpf: &Ebpf,
+    name: &str,
+    shared: Option<(&Ebpf, &[&str])>,
+) -> Result<Vec<u64>, Box<dyn Error>> {
     let mut object = Object::parse(PROGRAM)?;
     let maps = std::mem::take(&mut object.maps);
     let fds = maps.iter().map(|(name, map)| {
-        let owner = twin.filter(|_| SHARED.contains(&name.as_str())).unwrap_or(ebpf);
+        let owner = shared.filter(|(_, names)| names.contains(&name.as_str())).map_or(ebpf, |(other, _)| other);
         let fd = fd_of(owner, name).ok_or("the program lacks its map")?;
         Ok((name.as_str(), fd.as_raw_fd(), map))
     });
@@ -553,7 +558,7 @@ pub(super) fn instructions(ebpf: &Ebpf, name: &str, twin: Option<&Ebpf>) -> Resu
 }
 
 /// Attaches a program. That of a process that has just ended may still be attached for a moment.
-fn patiently<T>(mut attach: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+pub(super) fn patiently<T>(mut attach: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let begin = Instant::now();
     loop {
         match attach() {

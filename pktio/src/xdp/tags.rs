@@ -17,6 +17,42 @@ const VLAN_TAG: &[u8] = b"bpf_xdp_metadata_rx_vlan_tag";
 const CALL_KERNEL: u8 = 2;
 const ADJUST_HEAD: i32 = 44;
 const XDP_DROP: i32 = 1;
+const XDP_PASS: i32 = 2;
+
+// Codes of instructions: registers and immediates are moved, added, loaded (by 2 or 4 bytes) and stored.
+const MOVE: u8 = 0xbf;
+const MOVE_IMMEDIATE: u8 = 0xb7;
+const ADD_IMMEDIATE: u8 = 0x07;
+const LOAD_4: u8 = 0x61;
+const LOAD_2: u8 = 0x69;
+const STORE_4: u8 = 0x63;
+const STORE_2: u8 = 0x6b;
+const STORE_IMMEDIATE_8: u8 = 0x7a;
+const TO_BIG_ENDIAN: u8 = 0xdc;
+const JUMP: u8 = 0x05;
+const CALL: u8 = 0x85;
+const EXIT: u8 = 0x95;
+const JUMP_NOT_ZERO: u8 = 0x55;
+const JUMP_GREATER: u8 = 0x2d;
+/// The register of the stack's end.
+const STACK: u8 = 10;
+/// Where on the stack a tag's parts are.
+const PROTOCOL: i16 = -8;
+const TCI: i16 = -16;
+
+/// Asks for the tag of the context in register 1, which is in register 6 then; register 0 is zero if there is one.
+fn ask(function: i32) -> [u64; 8] {
+    [
+        instruction(MOVE, 6, 1, 0, 0),
+        instruction(STORE_IMMEDIATE_8, STACK, 0, PROTOCOL, 0),
+        instruction(STORE_IMMEDIATE_8, STACK, 0, TCI, 0),
+        instruction(MOVE, 2, STACK, 0, 0),
+        instruction(ADD_IMMEDIATE, 2, 0, 0, PROTOCOL as i32),
+        instruction(MOVE, 3, STACK, 0, 0),
+        instruction(ADD_IMMEDIATE, 3, 0, 0, TCI as i32),
+        instruction(CALL, 0, CALL_KERNEL, 0, function),
+    ]
+}
 
 /// The instructions that put a tag into the frame; those of the program that goes on with it are to follow.
 ///
@@ -24,9 +60,29 @@ const XDP_DROP: i32 = 1;
 ///
 /// When the kernel does not tell of tags.
 pub(super) fn prelude() -> io::Result<Vec<u64>> {
-    let function = function_id(&fs::read(KERNEL_BTF)?, VLAN_TAG)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, "this kernel tells no XDP program of tags"))?;
-    Ok(assemble(function as i32))
+    Ok(assemble(vlan_tag()? as i32))
+}
+
+/// The instructions that pass a frame on with a tag beside it; those of the program for all others are to follow.
+///
+/// # Errors
+///
+/// When the kernel does not tell of tags.
+pub(super) fn untagged_only() -> io::Result<Vec<u64>> {
+    let ask = ask(vlan_tag()? as i32);
+    let rest = [
+        instruction(JUMP_NOT_ZERO, 0, 0, 2, 0),
+        instruction(MOVE_IMMEDIATE, 0, 0, 0, XDP_PASS),
+        instruction(EXIT, 0, 0, 0, 0),
+        instruction(MOVE, 1, 6, 0, 0),
+    ];
+    Ok([&ask[..], &rest].concat())
+}
+
+/// The number of the kernel's function.
+fn vlan_tag() -> io::Result<u32> {
+    function_id(&fs::read(KERNEL_BTF)?, VLAN_TAG)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, "this kernel tells no XDP program of tags"))
 }
 
 /// One instruction.
@@ -51,37 +107,10 @@ pub(super) fn instruction(code: u8, to: u8, from: u8, offset: i16, immediate: i3
 ///
 /// What follows finds its context where a program finds it at its begin.
 fn assemble(function: i32) -> Vec<u64> {
-    // Codes of instructions: registers and immediates are moved, added, loaded (by 2 or 4 bytes) and stored.
-    const MOVE: u8 = 0xbf;
-    const MOVE_IMMEDIATE: u8 = 0xb7;
-    const ADD_IMMEDIATE: u8 = 0x07;
-    const LOAD_4: u8 = 0x61;
-    const LOAD_2: u8 = 0x69;
-    const STORE_4: u8 = 0x63;
-    const STORE_2: u8 = 0x6b;
-    const STORE_IMMEDIATE_8: u8 = 0x7a;
-    const TO_BIG_ENDIAN: u8 = 0xdc;
-    const JUMP: u8 = 0x05;
-    const CALL: u8 = 0x85;
-    const EXIT: u8 = 0x95;
-    const JUMP_NOT_ZERO: u8 = 0x55;
-    const JUMP_GREATER: u8 = 0x2d;
-    /// The register of the stack's end.
-    const STACK: u8 = 10;
-    const PROTOCOL: i16 = -8;
-    const TCI: i16 = -16;
     // How many instructions lie between a jump and where it goes.
     const TO_TAIL: i16 = 23;
     const TO_DROP: [i16; 2] = [17, 12];
-    vec![
-        instruction(MOVE, 6, 1, 0, 0),
-        instruction(STORE_IMMEDIATE_8, STACK, 0, PROTOCOL, 0),
-        instruction(STORE_IMMEDIATE_8, STACK, 0, TCI, 0),
-        instruction(MOVE, 2, STACK, 0, 0),
-        instruction(ADD_IMMEDIATE, 2, 0, 0, PROTOCOL.into()),
-        instruction(MOVE, 3, STACK, 0, 0),
-        instruction(ADD_IMMEDIATE, 3, 0, 0, TCI.into()),
-        instruction(CALL, 0, CALL_KERNEL, 0, function),
+    let rest = [
         instruction(JUMP_NOT_ZERO, 0, 0, TO_TAIL, 0),
         instruction(MOVE, 1, 6, 0, 0),
         instruction(MOVE_IMMEDIATE, 2, 0, 0, -4),
@@ -109,7 +138,8 @@ fn assemble(function: i32) -> Vec<u64> {
         instruction(EXIT, 0, 0, 0, 0),
         // The tail.
         instruction(MOVE, 1, 6, 0, 0),
-    ]
+    ];
+    [&ask(function)[..], &rest].concat()
 }
 
 /// The number by which the kernel's type information names this function; `None` when it has none of this name.

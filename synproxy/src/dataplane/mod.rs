@@ -3,12 +3,13 @@
 //! [`pool`] starts and supervises the threads, [`worker`] is the loop of one of them, and [`engine`] is what it calls for every
 //! frame. [`steering`] finds the worker that owns a flow and [`handoff`] carries frames and updates between workers. [`polling`]
 //! decides when a worker may sleep, [`modes`] what becomes of SYNs by their destination, [`load`] and [`shedding`] which SYNs it drops
-//! under overload, [`hold_buffer`] stores the frames that wait for a server, and [`waiting`] those that wait for what the kernel has forwarded before them.
+//! under overload, and [`front`] when an XDP program answers SYNs in front of tc, [`hold_buffer`] stores the frames that wait for a server, and [`waiting`] those that wait for what the kernel has forwarded before them.
 //! [`resolver`] looks up names of servers. [`watchdog`] tells by each worker's [`pulse`] that none is
 //! stuck.
 
 pub mod egress;
 pub mod engine;
+pub mod front;
 pub mod handoff;
 pub mod hold_buffer;
 pub mod load;

@@ -3,6 +3,7 @@
 //! A box in which one worker has failed would forward some flows and lose others, so the first failure ends all workers.
 
 use super::engine::Engine;
+use super::front::FrontSwitch;
 use super::modes::ModeBoard;
 use super::polling::PollPolicy;
 use super::resolver::Resolver;
@@ -20,7 +21,7 @@ use crate::process::cpu::Cores;
 use crate::process::exit::Failure;
 use crate::process::link_monitor::LinkMonitor;
 use crate::process::privileges;
-use confparse::{LinkLoss, Poll, PortLoss};
+use confparse::{Front, LinkLoss, Poll, PortLoss};
 use core_affinity::CoreId;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
 use pktio::{Pair, Pool};
@@ -100,6 +101,8 @@ pub struct WorkerPool {
     failed: Arc<AtomicBool>,
     /// Who watches the workers, until it does.
     watchdog: Watchdog,
+    /// Decides when SYNs are answered in front of tc, where they can be.
+    front: Option<FrontSwitch>,
     /// When they were begun to be supervised.
     began: Instant,
 }
@@ -135,6 +138,7 @@ impl WorkerPool {
             failure: None,
             failed: Arc::default(),
             watchdog: Watchdog::default(),
+            front: None,
             began: Instant::now(),
         };
         let resolver = options.looks_up.then(Resolver::default);
@@ -192,6 +196,11 @@ impl WorkerPool {
         self.watchdog.tell(outputs);
     }
 
+    /// Has SYNs answered by the XDP program in front of tc when there are many of them.
+    pub fn answer_in_front(&mut self, front: Front) {
+        self.front = Some(FrontSwitch::new(front, Instant::now()));
+    }
+
     /// Where the workers publish their statistics.
     pub fn board(&self) -> Arc<Board> {
         Arc::clone(&self.board)
@@ -223,7 +232,8 @@ impl WorkerPool {
         let mut swapped = SwapCheck::default();
         let mut links_due = begin;
         while self.running > 0 {
-            match self.messages.recv_deadline((reported.0 + REPORT_EVERY).min(links_due)) {
+            let due = self.front.as_ref().map_or(links_due, |front| links_due.min(front.due()));
+            match self.messages.recv_deadline((reported.0 + REPORT_EVERY).min(due)) {
                 Ok(Message::Links) => links_due = Instant::now(),
                 Ok(Message::LinkLoss(link_loss, port_loss)) => {
                     links.set_link_loss(link_loss, port_loss);
@@ -234,6 +244,7 @@ impl WorkerPool {
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the signal handler keeps a sender"),
             }
             let now = Instant::now();
+            self.look_in_front(&mut links, now);
             if now >= reported.0 + REPORT_EVERY {
                 reported = self.report(&reported);
                 swapped.check(&reported.1, now);
@@ -241,7 +252,8 @@ impl WorkerPool {
             if now >= links_due {
                 links.check(now).unwrap_or_else(|failure| self.fail(failure));
                 links_due = links.due(now);
-                self.board.publish_links(links.reports(), swapped.are_swapped());
+                let in_front = self.front.as_ref().is_some_and(FrontSwitch::is_in_front);
+                self.board.publish_links(links.reports(), swapped.are_swapped(), in_front);
                 events.links(links.reports());
             }
             if self.starting == 0
@@ -258,6 +270,22 @@ impl WorkerPool {
             events.failed(failure);
         }
         self.failure.take().map_or(Ok(()), Err)
+    }
+
+    /// Has SYNs answered in front of tc or not, as their number says.
+    fn look_in_front(&mut self, links: &mut LinkMonitor<'_>, now: Instant) {
+        let Some(front) = self.front.as_mut().filter(|front| now >= front.due()) else { return };
+        let total = self.board.total();
+        let Some(in_front) = front.look(total.get(Event::SynAnswered) + total.get(Event::Unasked), now) else { return };
+        let result = links.guard().map_or(Ok(()), |guard| guard.answer_in_front(in_front));
+        match result {
+            Ok(()) if in_front => info!("SYNs come in masses: an XDP program answers them in front of tc"),
+            Ok(()) => info!("SYNs are answered at tc again"),
+            Err(error) => {
+                warn!("SYNs are answered at tc alone from now on, however many come: {error}");
+                self.front = None;
+            }
+        }
     }
 
     /// Prints the statistics of the workers, which have ended.

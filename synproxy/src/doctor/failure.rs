@@ -65,21 +65,28 @@ fn kernel_syns(scene: &Scene) -> Vec<Found> {
     if !scene.syns_in_kernel {
         return Found::ok("the workers answer all SYNs (`syns_in_kernel = off`)");
     }
-    if is_at_tc(scene) {
-        return Found::ok("the program at tc answers SYNs (`fast_path`)");
-    }
-    if scene.asked.contains(&pktio::Asked::Packet) {
+    let is_at_tc = is_at_tc(scene);
+    if !is_at_tc && scene.asked.contains(&pktio::Asked::Packet) {
         let text =
             "AF_PACKET has no program that answers SYNs without `fast_path = tc`, whatever `syns_in_kernel` says";
         return vec![Found::new(Level::Warning, text)];
     }
     let Some(wan) = &scene.ports[1] else { return Found::ok("there is no WAN port to look at") };
     if wan.kind == "veth" && wan.xdp_features.is_some_and(|it| it.is_native && !it.takes_redirected) {
-        let text = format!("the other end of {} takes no answer from the kernel's program: it has no GRO", wan.name);
+        let text = match is_at_tc {
+            true => format!(
+                "no XDP program can answer SYNs in front of tc while they come in masses: the other end of {} has no GRO",
+                wan.name
+            ),
+            false => format!("the other end of {} takes no answer from the kernel's program: it has no GRO", wan.name),
+        };
         let peer = wan.peer.as_deref().map_or_else(|| "PEER".into(), word);
         return vec![Found::new(Level::Warning, text).at(wan).mended_by(format!("ethtool -K {peer} gro on"))];
     }
-    Found::ok("nothing is known that keeps the kernel from answering SYNs")
+    match is_at_tc {
+        true => Found::ok("the program at tc answers SYNs (`fast_path`)"),
+        false => Found::ok("nothing is known that keeps the kernel from answering SYNs"),
+    }
 }
 
 /// Whether the fast path is at tc (`choose_fast_path` in pktio).
@@ -187,7 +194,10 @@ mod tests {
         ] {
             (stage.scene.fast_path, stage.scene.asked[1]) = (fast_path, asked);
             stage.port(1).xdp_features.as_mut().unwrap().takes_redirected = false;
-            assert_eq!(find(&stage.complaints(), "kernel-syns").is_none(), is_at_tc, "{fast_path:?} {asked:?}");
+            let lacks = find(&stage.complaints(), "kernel-syns").unwrap().finding;
+            assert_eq!(lacks.contains("in front of tc"), is_at_tc, "{fast_path:?} {asked:?}: {lacks}");
+            stage.port(1).xdp_features.as_mut().unwrap().takes_redirected = true;
+            assert_eq!(find(&stage.complaints(), "kernel-syns"), None, "{fast_path:?} {asked:?}");
         }
     }
 

@@ -304,6 +304,8 @@ metrics! {
         PortsSwapped = "ports-swapped",
         /// Attacks that last now.
         Attacks = "attacks",
+        /// Whether an XDP program answers SYNs in front of tc, since they come in masses; 1 or 0.
+        XdpInFront = "xdp-in-front",
     }
 }
 

@@ -322,8 +322,9 @@ impl Board {
         self.events.publish(snapshot);
     }
 
-    /// Shows what is known of the links of LAN and WAN, and whether they seem to be swapped. To be called by the supervisor only.
-    pub fn publish_links(&self, links: [Option<LinkReport>; 2], are_swapped: bool) {
+    /// Shows what is known of the links of LAN and WAN, whether they seem to be swapped, and whether SYNs are answered in front of tc. To be called by the
+    /// supervisor only.
+    pub fn publish_links(&self, links: [Option<LinkReport>; 2], are_swapped: bool, in_front: bool) {
         let mut snapshot = Snapshot::default();
         for (side, link) in Side::BOTH.into_iter().zip(&links) {
             let Some(link) = link else { continue };
@@ -337,6 +338,7 @@ impl Board {
             }
         }
         snapshot.set(Notice::PortsSwapped, u64::from(are_swapped));
+        snapshot.set(Notice::XdpInFront, u64::from(in_front));
         self.supervisor.publish(&snapshot);
         *self.links.lock().unwrap_or_else(PoisonError::into_inner) = links;
     }

@@ -8,12 +8,13 @@ use nix::unistd::Pid;
 use pktio::failure::{Decision, Rehearsal};
 use pktio::{Answering, FailurePlan, FastPath, OnFailure, SynPlan};
 use std::collections::VecDeque;
+use std::env;
 use std::io::{Read, Write};
-use std::net::SocketAddr;
-use std::process::Stdio;
+use std::net::{SocketAddr, UdpSocket};
+use std::process::{Child, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::thread;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use tcpstate::config::{Handshake, Mode, Proved, RateLimit};
 use tcpstate::{
@@ -825,6 +826,14 @@ fn connect_by_the_kernel(backend: Backend, config: &str) {
     }
 }
 
+/// A flood of so many SYNs a second, for a minute at most.
+fn flood(rig: &Rig, rate: u32) -> Child {
+    let mut flood = rig.client.command(program("synflood"));
+    flood.args(["--interface", "c0", "--to", &netns::SERVER_V4.to_string(), "--to-mac", netns::SERVER_MAC]);
+    flood.args(["--from-mac", "02:00:00:00:00:66", "--seconds", "60", "--rate", &rate.to_string()]);
+    flood.stdout(Stdio::null()).spawn().expect("starting the flood")
+}
+
 #[test]
 fn under_a_flood_that_the_kernel_answers_clients_connect_and_a_restart_changes_nothing() {
     let rig = answered(Rig::new());
@@ -833,12 +842,7 @@ fn under_a_flood_that_the_kernel_answers_clients_connect_and_a_restart_changes_n
     for way in [Signal::SIGKILL, Signal::SIGTERM] {
         let proxy = Appliance::start(&rig, Backend::Driver, ON);
         connections(&rig, server.address, 1);
-        let flood = flood.get_or_insert_with(|| {
-            let mut flood = rig.client.command(program("synflood"));
-            flood.args(["--interface", "c0", "--to", &netns::SERVER_V4.to_string(), "--to-mac", netns::SERVER_MAC]);
-            flood.args(["--from-mac", "02:00:00:00:00:66", "--seconds", "60", "--rate", "100000"]);
-            flood.stdout(Stdio::null()).spawn().expect("starting the flood")
-        });
+        let flood = flood.get_or_insert_with(|| self::flood(&rig, 100_000));
         thread::sleep(Duration::from_millis(500));
         connections(&rig, server.address, 20);
         if way == Signal::SIGKILL {
@@ -859,16 +863,142 @@ fn under_a_flood_that_the_kernel_answers_clients_connect_and_a_restart_changes_n
 #[test(light)]
 fn where_the_kernel_cannot_answer_the_log_says_so_once_and_the_workers_do() {
     // The client's end of the veth takes no frame from the program; and AF_PACKET has none.
-    for (backend, why) in
-        [(Backend::Driver, "ethtool -K PEER gro on"), (Backend::Packet, "only AF_XDP and `fast_path = tc` have")]
-    {
+    let at_tc = &*format!("{ON} fast_path = tc;");
+    for (backend, config, why) in [
+        (Backend::Driver, ON, "ethtool -K PEER gro on"),
+        (Backend::Packet, ON, "only AF_XDP and `fast_path = tc` have"),
+        // Tc answers, but nothing in front of it.
+        (Backend::Packet, at_tc, "answered at tc alone, however many come: the other end of this veth"),
+    ] {
         let rig = Rig::new();
-        let proxy = Appliance::start(&rig, backend, ON);
+        let proxy = Appliance::start(&rig, backend, config);
         let server = rig.server.serve(netns::SERVER_V4, 0, traffic::echo);
         connections(&rig, server.address, 5);
         let report = proxy.stop();
         let said: Vec<&String> = report.log.iter().filter(|line| line.contains(why)).collect();
         assert_eq!(said.len(), 1, "{:?}", report.log);
-        assert_eq!(report.figure("kernel-answered").unwrap_or(0), 0);
+        assert_eq!(report.figure("kernel-answered").unwrap_or(0) > 0, config == at_tc);
+    }
+}
+
+/// How often the program in front of tc comes and goes, unless `SYN_SWAPS` says otherwise.
+const SWAPS: usize = 3;
+
+/// A stream of numbered datagrams, one a millisecond, to a host behind a box that bridges them.
+struct Numbered {
+    over: Arc<AtomicBool>,
+    sending: JoinHandle<u64>,
+    receiving: JoinHandle<Vec<u64>>,
+}
+
+impl Numbered {
+    fn start(rig: &Rig) -> Numbered {
+        let over = Arc::new(AtomicBool::new(false));
+        let there = rig.server.run(|| UdpSocket::bind((netns::SERVER_V4, 0))).expect("a socket");
+        let to = there.local_addr().expect("its address");
+        there.set_read_timeout(Some(Duration::from_secs(1))).expect("a time-out");
+        let here = rig.client.run(|| UdpSocket::bind((netns::CLIENT_V4, 0))).expect("a socket");
+        let is_over = Arc::clone(&over);
+        let sending = thread::spawn(move || {
+            for n in 0.. {
+                if is_over.load(Ordering::Relaxed) {
+                    return n;
+                }
+                here.send_to(&u64::to_be_bytes(n), to).expect("sending");
+                thread::sleep(Duration::from_millis(1));
+            }
+            unreachable!("there are more numbers")
+        });
+        let is_over = Arc::clone(&over);
+        let receiving = thread::spawn(move || {
+            let (mut got, mut buffer) = (Vec::new(), [0; 8]);
+            loop {
+                match there.recv(&mut buffer) {
+                    Ok(_) => got.push(u64::from_be_bytes(buffer)),
+                    // A second without one.
+                    Err(_) if is_over.load(Ordering::Relaxed) => return got,
+                    Err(_) => {}
+                }
+            }
+        });
+        Numbered { over, sending, receiving }
+    }
+
+    /// How many were sent, and the numbers of those that did not come and of those that came again.
+    fn stop(self) -> (u64, Vec<u64>, Vec<u64>) {
+        self.over.store(true, Ordering::Relaxed);
+        let sent = self.sending.join().expect("it does not panic");
+        let got = self.receiving.join().expect("it does not panic");
+        let mut times = vec![0; sent as usize];
+        got.iter().for_each(|&n| times[n as usize] += 1);
+        let which = |odd: fn(u32) -> bool| (0..sent).filter(|&n| odd(times[n as usize])).collect();
+        (sent, which(|times| times == 0), which(|times| times > 1))
+    }
+}
+
+#[test]
+fn while_syns_come_in_masses_an_xdp_program_answers_them_in_front_of_tc_and_coming_and_going_it_loses_nothing() {
+    let swaps = env::var("SYN_SWAPS").ok().and_then(|text| text.parse().ok()).unwrap_or(SWAPS);
+    let rig = answered(Rig::new());
+    let config = format!("{ON} fast_path = tc; fast_path_flood = 3000; fast_path_calm = 1;");
+    let proxy = Appliance::start(&rig, Backend::Packet, &config);
+    let server = rig.server.serve(netns::SERVER_V4, 80, traffic::echo);
+    connections(&rig, server.address, 1);
+    let is_there = || rig.middle.sh("ip -d link show dev wan0").contains("prog/xdp");
+    assert!(!is_there());
+    let numbered = Numbered::start(&rig);
+    let over = AtomicBool::new(false);
+    let asked = thread::scope(|scope| {
+        let lasting: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut stream = rig.client.connect(server.address).expect("connecting");
+                    for n in 0_u32.. {
+                        if over.load(Ordering::Relaxed) {
+                            return n;
+                        }
+                        stream.write_all(&n.to_be_bytes()).expect("asking");
+                        let mut answer = [0; 4];
+                        stream.read_exact(&mut answer).expect("the answer");
+                        assert_eq!(answer, n.to_be_bytes());
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                    unreachable!("there are more numbers")
+                })
+            })
+            .collect();
+        let ending = Ending(&over);
+        for _ in 0..swaps {
+            let mut flood = flood(&rig, 20_000);
+            netns::within(traffic::PATIENCE, "the program comes", is_there);
+            connections(&rig, server.address, 10);
+            flood.kill().expect("it runs");
+            flood.wait().expect("waiting for the flood");
+            netns::within(traffic::PATIENCE, "the program goes", || !is_there());
+        }
+        drop(ending);
+        lasting.into_iter().map(|thread| thread.join().expect("a client does not panic")).sum::<u32>()
+    });
+    let (sent, lost, doubled) = numbered.stop();
+    let report = proxy.stop();
+    assert!(report.status.success(), "{:?}", report.log);
+    note!(
+        "{swaps} times: {asked} questions answered; of {sent} datagrams {} were lost and {} came twice",
+        lost.len(),
+        doubled.len()
+    );
+    assert!(lost.is_empty() && doubled.is_empty(), "of {sent}: lost {lost:?}, doubled {doubled:?}");
+    let said = |what: &str| report.log.iter().filter(|line| line.contains(what)).count();
+    assert_eq!([said("answers them in front of tc"), said("answered at tc again")], [swaps; 2], "{:?}", report.log);
+    let [by_kernel, all] = ["kernel-answered", "syn-answered"].map(|name| report.figure(name).unwrap_or(0));
+    assert!(by_kernel > all / 2, "{by_kernel} of {all}");
+}
+
+/// Tells clients that it is over when dropped, also by a panic.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
