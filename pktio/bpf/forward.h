@@ -65,6 +65,63 @@ struct {
     struct forwarded *value;
 } forwarded SEC(".maps");
 
+// Translates a frame of a connection that is spliced, and gives it the addresses and ports of the other side; 0 if it cannot be.
+APART int write_spliced(FRAME *ctx, const struct frame *frame, struct entry *entry, struct splice *splice)
+{
+    const struct segment *segment = &frame->segment;
+    u32 side = is_wan & 1;
+    struct way *way = &splice->ways[side];
+    struct change change;
+    u8 *data = data_of(ctx), *end = end_of(ctx), *ip = data + (frame->ip & 0x3ff), *tcp = data + (frame->tcp & 0x3ff);
+    u64 sum = (u64)way->address_sum + way->port_sum;
+    u16 check;
+
+    if (data + ETHERNET > end || ip + IPV4 > end || tcp + TCP > end)
+        return 0;
+    if (side == WAN) {
+        __builtin_memcpy(data, way->macs, 6);
+        if (splice->flags & FULL)
+            __builtin_memcpy(data + 6, way->macs + 6, 6);
+    } else {
+        __builtin_memcpy(data + 6, way->macs + 6, 6);
+        if (splice->flags & FULL)
+            __builtin_memcpy(data, way->macs, 6);
+    }
+    if (frame->is_v6) {
+        if (ip + IPV6 > end)
+            return 0;
+        __builtin_memcpy(ip + 8, way->addresses, 32);
+    } else {
+        __builtin_memcpy(ip + 12, way->addresses, 8);
+        __builtin_memcpy(&check, ip + 10, 2);
+        check = ~folded((u64)(u16)~check + way->address_sum);
+        __builtin_memcpy(ip + 10, &check, 2);
+    }
+    __builtin_memcpy(tcp, &way->ports, 4);
+    project(entry, side, segment, &change);
+    project_other(entry, splice, side, segment, &change);
+    if (change.moves_clock | change.moves_other_clock) {
+        if (tcp + TCP + OPTIONS > end)
+            return 0;
+        sum += write_change(tcp, side, change.number, change.window, change.moves_clock, change.clock);
+        sum += write_other(tcp, side, change.other_number, change.moves_other_clock, change.other_clock);
+    } else {
+        sum += write_change(tcp, side, change.number, change.window, 0, 0);
+        sum += write_other(tcp, side, change.other_number, 0, 0);
+    }
+    u8 *block = tcp + TCP + 4 + (segment->has_timestamps ? OPTIONS : 0);
+    u32 delta = side == WAN ? entry->seq_delta : splice->seq_delta;
+    for (u32 i = 0; i < 4 && i < segment->blocks; i++, block += 8) {
+        if (block + 8 > end)
+            return 0;
+        sum += write_block(block, delta);
+    }
+    __builtin_memcpy(&check, tcp + 16, 2);
+    check = ~folded((u64)(u16)~check + sum);
+    __builtin_memcpy(tcp + 16, &check, 2);
+    return 1;
+}
+
 // Forwards a frame of a connection that is handed down; 0 if it goes up.
 APART int forward(struct xdp_md *ctx)
 {
@@ -76,10 +133,11 @@ APART int forward(struct xdp_md *ctx)
 
     if (!read_frame(ctx, len - ETHERNET, side, keys, &frame))
         return 0;
-    struct entry *entry = find_entry(frame.hash);
+    struct splice *splice;
+    struct entry *entry = find_entry(frame.hash, side, &splice);
     if (!entry)
         return 0;
-    u32 usual = is_usual(entry, side, segment) && frame.mac == entry->macs[side & 1];
+    u32 usual = judge(entry, splice, side, segment) && frame.mac == entry->macs[side & 1];
     struct end *own = &entry->ends[side & 1];
     // There is no mark of it here, and of sound sums one in 65536 looks like that. A sender leaves the sums of all its segments to a device, or of none.
     u32 looks_partial = frame.check == frame.pseudo, is_partial = looks_partial && own->is_down != DOWN;
@@ -94,16 +152,19 @@ APART int forward(struct xdp_md *ctx)
             count->partial++;
         return 0;
     }
-    project(entry, side, segment, &change);
     follow(entry, side, segment, ktime_get_boot_ns());
     own->bytes += len;
     if (looks_partial != own->is_down >> 1)
         own->is_down = DOWN | (looks_partial ? LOOKED_PARTIAL : 0);
     count->frames++;
     count->bytes += len;
-    if (entry->flags & TRANSLATED) {
+    if (splice) {
+        if (!write_spliced(ctx, &frame, entry, splice))
+            return XDP_DROP;
+    } else if (entry->flags & TRANSLATED) {
         u64 sum;
         u16 check;
+        project(entry, side, segment, &change);
         if (change.moves_clock) {
             if (tcp + TCP + OPTIONS > end)
                 return XDP_DROP;

@@ -21,7 +21,10 @@ struct {
 struct frame {
     u64 hash;
     u32 mac;
+    // Offsets of the headers of IP and TCP.
+    u32 ip;
     u32 tcp;
+    u32 is_v6;
     // Bytes of the TCP header.
     u32 header;
     // The sum of the pseudo header, folded: what stands in the place of the checksum if the sender has left that to a device.
@@ -190,8 +193,10 @@ APART int read_frame(FRAME *ctx, u32 bytes, u32 side, const u64 *keys, struct fr
                                  : name_v6(keys[0], keys[1], side == WAN, vlan, ip + 8, tcp);
 
     frame->tcp = hidden(frame->tcp, 0x3fff, be32(tcp));
+    frame->ip = at;
+    frame->is_v6 = hidden(type == 0x86dd, 1, be32(tcp));
     segment->seq = be32(tcp + 4);
-    segment->ack = be32(tcp + 8);
+    segment->ack = segment->outer_ack = be32(tcp + 8);
     segment->window = be16(tcp + 14);
     segment->has_timestamps = segment->blocks = segment->ts_value = segment->ts_echo = segment->options = 0;
     // CWR is a mark too.
@@ -219,13 +224,22 @@ APART int read_frame(FRAME *ctx, u32 bytes, u32 side, const u64 *keys, struct fr
     return 1;
 }
 
-// The entry of the flow with this hash.
-INLINE struct entry *find_entry(u64 hash)
+// The entry at a place: eight times the number of its bucket, and its slot.
+INLINE struct entry *entry_at(u32 place)
+{
+    u32 at = place / SLOTS;
+    struct down_bucket *bucket = map_lookup_elem(&handed_down, &at);
+    return bucket ? &bucket->entries[place & (SLOTS - 1)] : 0;
+}
+
+// The entry of the flow that knows a frame from `side` by this hash; and its splice, if it has one.
+INLINE struct entry *find_entry(u64 hash, u32 side, struct splice **splice)
 {
     u32 at = hash & (down_buckets - 1);
     struct down_bucket *bucket = map_lookup_elem(&handed_down, &at);
     u32 slot = SLOTS;
 
+    *splice = 0;
     if (!bucket)
         return 0;
 #pragma unroll
@@ -234,7 +248,31 @@ INLINE struct entry *find_entry(u64 hash)
             slot = i;
     if (slot == SLOTS)
         return 0;
-    return &bucket->entries[hidden(slot, SLOTS - 1, hash)];
+    slot = hidden(slot, SLOTS - 1, hash);
+    struct entry *own = &bucket->entries[slot];
+    u32 flags = *(volatile u32 *)&own->flags;
+    if (!(flags & (SPLICED | SECOND)))
+        return own;
+    // The client's frames are known by the entry, the server's by the splice, or by the entry if there is one key.
+    if (side == WAN ? flags & SECOND : !(flags & (SECOND | SAME_KEY)))
+        return 0;
+    struct entry *other = entry_at(own->other);
+    // Each has been given up, or used anew, if it says anything else.
+    if (!other || other->other != at * SLOTS + slot)
+        return 0;
+    struct entry *entry = flags & SECOND ? other : own;
+    *splice = (struct splice *)(flags & SECOND ? own : other);
+    return (*splice)->flags & SECOND && entry->flags & SPLICED && *(volatile u32 *)&(*splice)->phase == GOING_DOWN ? entry : 0;
+}
+
+// What the engine makes of a segment before anything else: whether it is usual, in a flow that may be spliced.
+INLINE int judge(const struct entry *entry, const struct splice *splice, u32 side, struct segment *segment)
+{
+    if (!splice)
+        return is_usual(entry, side, segment);
+    if (side == LAN)
+        segment->outer_ack -= splice->seq_delta;
+    return !is_raised(entry, splice, side, segment) && is_usual(entry, side, segment);
 }
 
 // Whether the kernel forwards a segment of the end on `side`, which `may_go` says it may. Otherwise it goes up, and the entry says what that means: the
@@ -294,7 +332,27 @@ INLINE u64 write_change(u8 *header, u32 side, u32 number, u16 window, int moves_
     return (sum & 0xffffffff) + (sum >> 32);
 }
 
-// Translates a SACK block of the WAN's: its edges are numbers of the LAN's, which shrink as the acknowledgement number does. Returns by how much the sum
+// Writes the rest of a change into a TCP header, likewise.
+INLINE u64 write_other(u8 *header, u32 side, u32 number, int moves_clock, u32 clock)
+{
+    u64 sum = 0;
+    u32 old, new = __builtin_bswap32(number);
+    u8 *at = header + (side == LAN ? 8 : 4);
+    __builtin_memcpy(&old, at, 4);
+    __builtin_memcpy(at, &new, 4);
+    sum += replaced(old, new);
+    if (moves_clock) {
+        at = header + TCP + (side == LAN ? 8 : 4);
+        new = __builtin_bswap32(clock);
+        __builtin_memcpy(&old, at, 4);
+        __builtin_memcpy(at, &new, 4);
+        sum += replaced(old, new);
+    }
+    sum = (sum & 0xffffffff) + (sum >> 32);
+    return (sum & 0xffffffff) + (sum >> 32);
+}
+
+// Translates a SACK block: its edges are numbers of the other end's, which shrink as the acknowledgement number does. Returns by how much the sum
 // grows.
 INLINE u64 write_block(u8 *block, u32 delta)
 {

@@ -71,6 +71,8 @@ enum { NOTE_MARK, NOTE_NUMBER, NOTE_CLOCK, NOTE_WINDOW, NOTE_FLAGS };
 // Added to the mark: the frame went up.
 enum { WENT_UP = 2 };
 enum { MOVES_CLOCK = 1, CHANGES = 2, BLOCKS = 8, BLOCKS_AT = 16 };
+// Or, with that: the number is the place of the splice, from which all else is found out again; the frame is IPv6; the segment has timestamps.
+enum { SPLICES = 16, IS_V6 = 32, HAS_TIMESTAMPS = 64 };
 // Or, instead of that: the frame's answer, whose ticket is the number, is to be sent; or the frame is to be dropped.
 enum { ANSWERS = 4, DROPS = 8 };
 
@@ -86,10 +88,11 @@ INLINE int decide(struct __sk_buff *skb, u32 side)
     if (!control || skb->pkt_type == PACKET_OUTGOING ||
         !read_frame(skb, len - link_header, side, control->keys, &frame))
         return UP;
-    struct entry *entry = find_entry(frame.hash);
+    struct splice *splice;
+    struct entry *entry = find_entry(frame.hash, side, &splice);
     if (!entry)
         return UP;
-    u32 usual = is_usual(entry, side, segment) && frame.mac == entry->macs[side & 1];
+    u32 usual = judge(entry, splice, side, segment) && frame.mac == entry->macs[side & 1];
     u32 may_go = usual && !*(volatile u64 *)&control->stopped[side & 1];
     if (!goes_down(entry, side, segment, may_go, usual))
         return UP;
@@ -102,7 +105,11 @@ INLINE int decide(struct __sk_buff *skb, u32 side)
     skb->cb[NOTE_CLOCK] = change.clock;
     skb->cb[NOTE_WINDOW] = (u32)change.window << 16 | frame.tcp;
     skb->cb[NOTE_FLAGS] = (change.moves_clock ? MOVES_CLOCK : 0) | (entry->flags & TRANSLATED ? CHANGES : 0);
-    if (side == WAN)
+    if (splice) {
+        skb->cb[NOTE_NUMBER] = entry->other;
+        skb->cb[NOTE_FLAGS] = SPLICES | (frame.is_v6 ? IS_V6 : 0) | (segment->has_timestamps ? HAS_TIMESTAMPS : 0);
+    }
+    if (side == WAN || splice)
         skb->cb[NOTE_FLAGS] |= segment->blocks << BLOCKS | (TCP + 4 + (segment->has_timestamps ? OPTIONS : 0)) << BLOCKS_AT;
     return NOTED;
 }
@@ -131,6 +138,75 @@ INLINE int sort(struct __sk_buff *skb, u32 side)
     return way;
 }
 
+// Writes what replaces the addresses and ports of a frame from `side`, whose headers of IP and TCP are there; 0 if it cannot be.
+INLINE int readdress(struct __sk_buff *skb, u32 side, const struct splice *splice, u32 ip, u32 tcp)
+{
+    const struct way *way = &splice->ways[side & 1];
+    u32 flags = skb->cb[NOTE_FLAGS];
+    u8 bytes[32];
+
+    __builtin_memcpy(bytes, way->macs, 12);
+    long failed = splice->flags & FULL ? skb_store_bytes(skb, 0, bytes, 12, 0)
+                : side == WAN          ? skb_store_bytes(skb, 0, bytes, 6, 0)
+                                       : skb_store_bytes(skb, 6, bytes + 6, 6, 0);
+    __builtin_memcpy(bytes, way->addresses, 32);
+    if (flags & IS_V6)
+        failed |= skb_store_bytes(skb, ip + 8, bytes, 32, 0);
+    else
+        failed |= skb_store_bytes(skb, ip + 12, bytes, 8, 0) | l3_csum_replace(skb, ip + 10, 0, way->address_sum, 0);
+    failed |= l4_csum_replace(skb, tcp + 16, 0, way->address_sum, PSEUDO_HEADER);
+    // Of IPv6 the addresses and the sum cancel out in what a device has taken of the whole packet; the kernel has counted the sum alone.
+    if (flags & IS_V6)
+        csum_update(skb, way->address_sum);
+    return !failed;
+}
+
+// Translates a frame from `side` of a connection that is spliced, and gives it the addresses and ports of the other side; 0 if it cannot be.
+APART int write_spliced(struct __sk_buff *skb, u32 side)
+{
+    u8 header[TCP + OPTIONS];
+    struct change change;
+    struct segment segment;
+    u32 flags = skb->cb[NOTE_FLAGS], tcp = skb->cb[NOTE_WINDOW] & 0xff, is_v6 = flags & IS_V6;
+    struct splice *splice = (struct splice *)entry_at(skb->cb[NOTE_NUMBER]);
+
+    side &= 1;
+    if (!splice)
+        return 0;
+    struct entry *entry = entry_at(splice->other);
+    if (!entry || (flags & HAS_TIMESTAMPS ? skb_load_bytes(skb, tcp, header, TCP + OPTIONS) : skb_load_bytes(skb, tcp, header, TCP)))
+        return 0;
+    segment.seq = be32(header + 4);
+    segment.ack = be32(header + 8);
+    segment.outer_ack = segment.ack - (side == LAN ? splice->seq_delta : 0);
+    segment.window = be16(header + 14);
+    segment.has_timestamps = 0;
+    segment.ts_value = segment.ts_echo = 0;
+    if (flags & HAS_TIMESTAMPS) {
+        segment.has_timestamps = 1;
+        segment.ts_value = be32(header + TCP + 4);
+        segment.ts_echo = be32(header + TCP + 8);
+    }
+    project(entry, side, &segment, &change);
+    project_other(entry, splice, side, &segment, &change);
+    __builtin_memcpy(header, &splice->ways[side].ports, 4);
+    u64 sum = splice->ways[side].port_sum;
+    sum += write_change(header, side, change.number, change.window, change.moves_clock, change.clock);
+    sum += write_other(header, side, change.other_number, change.moves_other_clock, change.other_clock);
+    if (flags & HAS_TIMESTAMPS ? skb_store_bytes(skb, tcp, header, TCP + OPTIONS, 0) : skb_store_bytes(skb, tcp, header, TCP, 0))
+        return 0;
+    u32 at = tcp + (flags >> BLOCKS_AT & 63), delta = side == WAN ? entry->seq_delta : splice->seq_delta;
+    for (u32 i = 0; i < 4 && i < (flags >> BLOCKS & 7); i++, at += 8) {
+        u8 block[8];
+        if (skb_load_bytes(skb, at, block, 8))
+            return 0;
+        sum += write_block(block, delta);
+        if (skb_store_bytes(skb, at, block, 8, 0))
+            return 0;
+    }
+    return !l4_csum_replace(skb, tcp + 16, 0, folded(sum), 0) && readdress(skb, side, splice, tcp - (is_v6 ? IPV6 : IPV4), tcp);
+}
+
 // Carries out what was decided about a frame from `side`.
 INLINE int pass(struct __sk_buff *skb, u32 side)
 {
@@ -153,6 +229,8 @@ INLINE int pass(struct __sk_buff *skb, u32 side)
     set_hash_invalid(skb);
     if (side == WAN && flags & ANSWERS)
         return send_answer(skb, skb->cb[NOTE_NUMBER], wan_port);
+    if (flags & SPLICES)
+        return write_spliced(skb, side) ? redirect_to(other_port, 0) : TC_ACT_SHOT;
     if (!(flags & CHANGES))
         return redirect_to(other_port, 0);
     if (flags & MOVES_CLOCK ? skb_load_bytes(skb, tcp, header, TCP + OPTIONS) : skb_load_bytes(skb, tcp, header, TCP))

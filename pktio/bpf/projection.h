@@ -18,8 +18,12 @@ enum { GOING_DOWN = 1, RETURNED = 2 };
 // What `is_down` says: in the XDP program also that the last segment looked as if its sender had left the checksum to a device.
 enum { DOWN = 1, LOOKED_PARTIAL = 2 };
 
-// Flags of an entry: the connection is translated; both ends use timestamps; both negotiated classic ECN; the server gets SACK blocks.
-enum { TRANSLATED = 1, TIMESTAMPS = 2, CLASSIC_ECN = 4, SACK = 8 };
+// Flags of an entry: the connection is translated; both ends use timestamps; both negotiated classic ECN; the server gets SACK blocks; the server has a key of
+// its own, and so there is a splice; both keys are the same. Flags of a splice: it is one; an address of the box stands for the client.
+enum { TRANSLATED = 1, TIMESTAMPS = 2, CLASSIC_ECN = 4, SACK = 8, SPLICED = 16, SAME_KEY = 32, SECOND = 64, FULL = 128 };
+
+// The most that the box says to a client in its own name before the server does: `LONGEST` in `tcpstate/src/service/negotiation.rs`.
+enum { LONGEST = 160 };
 
 // What is known of the end on one side, and of what it sends. A cache line that the program writes for the segments of this end alone.
 struct end {
@@ -50,11 +54,43 @@ struct entry {
     u32 ts_elapsed;
     // The scales of LAN and WAN: the low four bits of each are its own, the high four those the other end reads by; 15 is none.
     u8 scales[2];
-    u8 unused[6];
+    u8 unused[2];
+    // Where the splice is, if there is one: eight times the number of its bucket, and its slot.
+    u32 other;
     // The lower four bytes of the Ethernet addresses of LAN and WAN.
     u32 macs[2];
     u64 engine[3];
     struct end ends[2];
+};
+
+// What frames from one side have on the other.
+struct way {
+    // Source and destination, as they lie in the IP header; those of IPv4 in the first eight bytes.
+    u32 addresses[8];
+    u32 ports;
+    // Destination and source.
+    u8 macs[12];
+    // By how much the sum grows of what the addresses, and the ports, replace.
+    u32 address_sum;
+    u32 port_sum;
+    u64 unused;
+};
+
+// In the place of an entry, under the key by which the server knows a connection that its client knows by another: what is different on the other side, besides
+// what the entry says.
+struct splice {
+    u32 phase;
+    u32 flags;
+    // Added to the client's numbers and timestamps.
+    u32 seq_delta;
+    u32 ts_delta;
+    // The first number of the server itself, as the client counts.
+    u32 first;
+    u8 unused[8];
+    // Where the entry is.
+    u32 other;
+    u64 engine[4];
+    struct way ways[2];
 };
 
 struct down_bucket {
@@ -67,6 +103,8 @@ struct down_bucket {
 struct segment {
     u32 seq;
     u32 ack;
+    // The same, in the numbers of the WAN.
+    u32 outer_ack;
     u32 payload;
     u16 window;
     // Timestamps in the layout that every stack uses, in front of all other options.
@@ -90,6 +128,10 @@ struct change {
     // At offset 24 (from the LAN: TSval) or 28 (from the WAN: TSecr), if there are timestamps to be changed.
     u16 moves_clock;
     u32 clock;
+    // Of a connection that is spliced, the other number and the other clock.
+    u32 other_number;
+    u32 other_clock;
+    u32 moves_other_clock;
 };
 
 INLINE int is_after(u32 number, u32 other)
@@ -145,7 +187,15 @@ INLINE int is_usual(const struct entry *entry, u32 side, const struct segment *s
     u32 granted = (u32)other->window << shift_of(entry->scales[!side] & 15);
     return segment->is_common && (entry->flags & CLASSIC_ECN || !segment->is_marked) &&
            (side == LAN || !segment->blocks || entry->flags & SACK) &&
-           is_near(end, other->acked, other->acked + granted + SLACK) && is_near(segment->ack, own->acked, other->next);
+           is_near(end, other->acked, other->acked + granted + SLACK) && is_near(segment->outer_ack, own->acked, other->next);
+}
+
+// Whether the engine takes an acknowledgement of a connection that is spliced for what it is: one that comes late it raises (`Proxy::raise` and
+// `Proxy::raise_client`).
+INLINE int is_raised(const struct entry *entry, const struct splice *splice, u32 side, const struct segment *segment)
+{
+    u32 behind = splice->first - segment->ack;
+    return side == LAN ? is_after(entry->ends[LAN].acked, segment->outer_ack) : behind && behind <= LONGEST;
 }
 
 // What becomes of a segment on its way to the other side: `Projection::apply_common`.
@@ -172,6 +222,22 @@ INLINE void project(const struct entry *entry, u32 side, const struct segment *s
     change->window = translated ? rescale(entry->scales[side & 1], segment->window) : segment->window;
 }
 
+// The rest of it for a connection that is spliced: what is added to the client's numbers.
+INLINE void project_other(const struct entry *entry, const struct splice *splice, u32 side, const struct segment *segment, struct change *change)
+{
+    u32 has_clock = entry->flags & TIMESTAMPS && segment->has_timestamps;
+
+    if (side == LAN) {
+        change->other_number = segment->outer_ack;
+        change->other_clock = segment->ts_echo - splice->ts_delta;
+        change->moves_other_clock = has_clock && segment->ts_echo;
+    } else {
+        change->other_number = segment->seq + splice->seq_delta;
+        change->other_clock = segment->ts_value + splice->ts_delta;
+        change->moves_other_clock = has_clock;
+    }
+}
+
 // Writes what a segment says into its flow's entry, as `Proxy::forward_fast` does into its record.
 INLINE void follow(struct entry *entry, u32 side, const struct segment *segment, u64 now)
 {
@@ -180,8 +246,8 @@ INLINE void follow(struct entry *entry, u32 side, const struct segment *segment,
 
     if (segment->payload && is_after(end, own->next))
         own->next = end;
-    if (!is_after(own->acked, segment->ack)) {
-        own->acked = segment->ack;
+    if (!is_after(own->acked, segment->outer_ack)) {
+        own->acked = segment->outer_ack;
         own->window = segment->window;
     }
     if (entry->flags & TIMESTAMPS && segment->has_timestamps) {

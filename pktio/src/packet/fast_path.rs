@@ -316,7 +316,7 @@ where
 /// former programs at tc are gone. The last two bits are free.
 fn mark((key0, key1): (u64, u64)) -> u32 {
     /// To be changed with the layout of the notes.
-    const LAYOUT: u64 = 2;
+    const LAYOUT: u64 = 3;
     let mixed = (key0 ^ key1.rotate_left(29)).wrapping_add(LAYOUT).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     ((mixed ^ mixed >> 29) >> 32) as u32 & !3 | 4
 }

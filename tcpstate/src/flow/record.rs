@@ -118,6 +118,10 @@ impl FlowFlags {
         FlowFlags(self.0 | flags.0)
     }
 
+    pub(crate) const fn without(self, flags: FlowFlags) -> FlowFlags {
+        FlowFlags(self.0 & !flags.0)
+    }
+
     const fn priority(side: Side) -> FlowFlags {
         match side {
             Side::Lan => FlowFlags::PRIORITY_LAN,

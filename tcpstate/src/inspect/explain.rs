@@ -74,7 +74,10 @@ impl Proxy {
             sweep: None,
             kernel_syns: None,
             table,
-            handed_down: self.handed_down.excerpt(found.map_or(hash, |id| self.table[id].hash())),
+            handed_down: self.handed_down.excerpt(
+                found.map_or(hash, |id| self.table[id].hash()),
+                found.and_then(|id| self.table.redirected(id)),
+            ),
             candidates,
             unproved,
             inspection,

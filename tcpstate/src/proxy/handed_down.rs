@@ -17,19 +17,23 @@
 //! tells when it has left: so the engine says when the kernel last forwarded a segment of the end whose segment came up
 //! ([`Proxy::forwarded_before`]), and the worker lets this one wait for as long as that may take.
 //!
+//! *Two keys.* The server of a service knows its connection under another key than the client, so the program finds such a connection by two hashes. Its entry
+//! has the place of the client's; in that of the server's is a [`Splice`]: what is different on the other side, besides numbers, and what the program adds to
+//! the client's. Each says where the other is, and the program follows none that is not answered.
+//!
 //! Each word has one writer at a time: what is said of an end is the program's while that end is down, and else the engine's.
 
 use core::sync::atomic::Ordering;
 
 use super::Proxy;
 use crate::config::SackConflict;
-use crate::flow::table::Id;
 use crate::flow::table::wheel::{Ticks, tick};
+use crate::flow::table::{Id, Redirect};
 use crate::flow::translate::Projection;
 use crate::flow::{Flow, FlowFlags, State, ecn};
 use crate::memory::{LINE, Word, Words};
 use crate::seq::{RawWindow, SeqNum};
-use crate::wire::{FlowKey, Options, Segment};
+use crate::wire::{FlowKey, Mac, Options, Segment};
 use crate::{Event, Head, Instant, Side};
 
 /// Entries of a bucket.
@@ -54,9 +58,9 @@ const TOLD: usize = 7;
 
 const TOLD_SHIFT: u32 = 4;
 
-/// In the word of the scales: the connection is one of this process; otherwise a former one has left the entry and no connection of this one is known to go
-/// with it.
-const OWNED: u64 = u64::from_ne_bytes([0, 0, 0, 0, 0, 0, 0, 1]);
+/// In the word of the scales, in front of the place of the other part of a connection with two keys: the connection is one of this process; otherwise a former
+/// one has left the entry and no connection of this one is known to go with it.
+const OWNED: u64 = u64::from_ne_bytes([0, 0, 0, 1, 0, 0, 0, 0]);
 
 // The words of an end.
 const NUMBERS: usize = 0;
@@ -78,6 +82,15 @@ const TRANSLATED: u32 = 1;
 const TIMESTAMPS: u32 = 2;
 const CLASSIC_ECN: u32 = 4;
 const SACK: u32 = 8;
+/// The server has a key of its own: there is a splice.
+const SPLICED: u32 = 16;
+/// Both keys are the same: the client's leads to the server's segments too.
+const SAME_KEY: u32 = 32;
+// The flags of a splice.
+/// It is one.
+const SECOND: u32 = 64;
+/// An address of the box stands for the client.
+const FULL: u32 = 128;
 
 /// In place of a hash: the slot is being filled. No flow with such a hash is handed down.
 const CLAIMED: u64 = 1;
@@ -149,6 +162,8 @@ pub(crate) struct HandedDown {
     words: Option<Words>,
     /// The number of buckets, a power of two, less one.
     mask: u64,
+    /// The hash that falls in the second bucket of an excerpt.
+    second: Option<u64>,
     /// The words that a former process has left, with those of its flows that this one has adopted.
     former: Option<Words>,
     /// The time of the last poll.
@@ -173,6 +188,7 @@ impl HandedDown {
         Self {
             words: None,
             mask: 0,
+            second: None,
             former: None,
             clock: 0,
             leaving: Vec::new(),
@@ -184,11 +200,25 @@ impl HandedDown {
         }
     }
 
-    /// What concerns the flow with this hash, in words of its own.
-    pub(crate) fn excerpt(&self, hash: u64) -> Self {
+    /// What concerns the flow with this hash and this second key, if it has one, in words of its own.
+    pub(crate) fn excerpt(&self, hash: u64, redirect: Option<&Redirect>) -> Self {
         let Some((words, bucket)) = self.bucket(hash) else { return Self::none() };
-        let words = Words::of((0..BUCKET).map(|n| words[bucket + n].get()));
-        Self { words: Some(words), clock: self.clock, ..Self::none() }
+        let tag = redirect.map(|redirect| Splice::tag(hash, redirect));
+        let second = tag.and_then(|tag| self.bucket(tag)).map(|(_, at)| at).filter(|&at| at != bucket);
+        let copied = [Some(bucket), second].into_iter().flatten().flat_map(|at| at..at + BUCKET);
+        let copied: Vec<u64> = copied.map(|at| words[at].get()).collect();
+        let words = Words::of(copied.into_iter());
+        let tag = tag.filter(|_| second.is_some());
+        let excerpt = Self { words: Some(words), clock: self.clock, second: tag, ..Self::none() };
+        let there = self.find(hash).and_then(|entry| entry.splice());
+        if let (Some(there), Some(entry)) = (there, excerpt.find(hash)) {
+            // They find each other in these words.
+            let slot = there.place() as usize % SLOTS;
+            let place = if second.is_some() { SLOTS + slot } else { slot };
+            entry.set_other_place(place as u32);
+            entry.at_place(place).into_iter().for_each(|splice| splice.set_other_place(entry.place()));
+        }
+        excerpt
     }
 
     /// Has a word say this once everything that the worker has received of the end on `side` has left by the other port.
@@ -216,7 +246,8 @@ impl HandedDown {
 
     /// The words of the bucket that a hash falls in, and where it begins.
     fn bucket(&self, hash: u64) -> Option<(&Words, usize)> {
-        Some((self.words.as_ref()?, (hash & self.mask) as usize * BUCKET))
+        let bucket = if self.second == Some(hash) { 1 } else { (hash & self.mask) as usize };
+        Some((self.words.as_ref()?, bucket * BUCKET))
     }
 
     /// The entry of the flow with this hash.
@@ -232,27 +263,45 @@ impl HandedDown {
         find_in(words, (hash & (buckets - 1)) as usize * BUCKET, hash)
     }
 
-    /// Gives the flow with this hash an entry that `fill` writes, if there is room for one. Other workers may do the same for their flows.
-    fn claim(&self, hash: u64, now: Ticks, fill: impl FnOnce(&Entry)) -> bool {
-        let Some((words, bucket)) = self.bucket(hash).filter(|_| hash > CLAIMED) else { return false };
+    /// Takes a slot for the flow with this hash, if there is one. Other workers may do the same for their flows.
+    fn take_slot(&self, hash: u64, now: Ticks) -> Option<Slot<'_>> {
+        let (words, bucket) = self.bucket(hash).filter(|_| hash > CLAIMED)?;
         let entry = |slot: usize| Entry { words, at: bucket + LINE + slot * ENTRY };
         let own = (0..SLOTS).find(|slot| words[bucket + slot].get() == hash);
         let is_free = |slot: &usize| words[bucket + *slot].get() == 0 || entry(*slot).is_free(now);
-        let Some(slot) = (match own {
+        let slot = match own {
             Some(slot) => Some(slot).filter(is_free),
             None => (0..SLOTS).find(is_free),
-        }) else {
-            return false;
-        };
+        }?;
         let tag = &words[bucket + slot];
         let former = tag.get();
         if former == CLAIMED || tag.compare_exchange(former, CLAIMED, Ordering::Acquire, Ordering::Relaxed).is_err() {
-            return false;
+            return None;
         }
-        entry(slot).forget_counts();
-        fill(&entry(slot));
-        // A reader that finds the hash finds what was filled in.
-        tag.store(hash, Ordering::Release);
+        Some(Slot { tag, former, hash, entry: entry(slot) })
+    }
+
+    /// Gives a flow with this key an entry that says what its record says, if there is room for one; and a splice, if it has a second key.
+    fn claim(&self, flow: &Flow, key: &FlowKey, redirect: Option<&Redirect>, now: Ticks, usage: u64) -> bool {
+        let Some(slot) = self.take_slot(flow.hash(), now) else { return false };
+        let second = match redirect {
+            None => None,
+            Some(redirect) => match self.take_slot(Splice::tag(flow.hash(), redirect), now) {
+                Some(second) => Some((second, redirect)),
+                None => {
+                    slot.put_back();
+                    return false;
+                }
+            },
+        };
+        slot.entry.forget_counts();
+        let written = second.as_ref().map(|(second, redirect)| Second::new(&second.entry, flow, key, redirect));
+        slot.entry.fill(flow, written.as_ref(), usage);
+        // A reader that finds the hash finds what was filled in. One that finds the entry finds the splice: it is written, though its own hash is not.
+        if let Some((second, _)) = &second {
+            second.show();
+        }
+        slot.show();
         true
     }
 
@@ -308,6 +357,94 @@ fn slots(words: &Words) -> impl Iterator<Item = (&core::sync::atomic::AtomicU64,
     places.map(|(bucket, slot)| (&words[bucket + slot], Entry { words, at: bucket + LINE + slot * ENTRY }))
 }
 
+/// What a program writes into frames of a connection with two keys, besides what an entry says: the rest of the words of a splice.
+struct Splice {
+    flags: u32,
+    /// What is added to the client's numbers and timestamps on their way to the server.
+    deltas: (u32, u32),
+    /// The first number of the server itself, as the client counts.
+    first: SeqNum,
+    /// Of frames from the LAN, and from the WAN.
+    ways: [Way; 2],
+}
+
+/// What frames from one side have on the other.
+#[derive(Default)]
+struct Way {
+    /// Source and destination, as they lie in the IP header; those of IPv4 in the first eight bytes.
+    addresses: [u8; 32],
+    /// Source and destination.
+    ports: [u8; 4],
+    /// Destination and source.
+    macs: [Mac; 2],
+    /// By how much the sum grows of what the addresses, and the ports, replace (RFC 1624); as words lie in memory.
+    sums: [u16; 2],
+}
+
+/// One's complement sum of what replaces these bytes by others: whole words of 32 bits.
+fn replaced(old: &[u8], new: &[u8]) -> u16 {
+    let words =
+        |bytes: &[u8]| bytes.as_chunks::<4>().0.iter().map(|&word| u32::from_ne_bytes(word)).collect::<Vec<_>>();
+    let sum: u64 = words(old).iter().zip(words(new)).map(|(&old, new)| u64::from(!old) + u64::from(new)).sum();
+    (0..4).fold(sum, |sum, _| (sum & 0xffff) + (sum >> 16)) as u16
+}
+
+impl Way {
+    /// The way of frames of the end on `side` from its own key to the other end's.
+    fn new(side: Side, own: &FlowKey, other: &FlowKey, macs: [Mac; 2]) -> Self {
+        let before = Self::of_key(side, own);
+        let mut way = Self::of_key(side, other);
+        way.macs = macs;
+        way.sums = [replaced(&before.addresses, &way.addresses), replaced(&before.ports, &way.ports)];
+        way
+    }
+
+    fn of_key(side: Side, key: &FlowKey) -> Self {
+        let (lan, wan) = ((&key.lan, key.lan_port), (&key.wan, key.wan_port));
+        let (from, to) = if side == Side::Lan { (lan, wan) } else { (wan, lan) };
+        let words = if key.v6 { 0..4 } else { 3..4 };
+        let mut way = Self::default();
+        let both = [&from.0[words.clone()], &to.0[words]].concat();
+        way.addresses.as_chunks_mut::<4>().0.iter_mut().zip(both).for_each(|(at, word)| *at = word.to_be_bytes());
+        way.ports[..2].copy_from_slice(&from.1.to_be_bytes());
+        way.ports[2..].copy_from_slice(&to.1.to_be_bytes());
+        way
+    }
+
+    fn words(&self) -> [u64; LINE] {
+        let mut line = [[0; 8]; LINE];
+        let bytes = line.as_flattened_mut();
+        bytes[..32].copy_from_slice(&self.addresses);
+        bytes[32..36].copy_from_slice(&self.ports);
+        bytes[36..48].copy_from_slice(self.macs.as_flattened());
+        for (at, sum) in [48, 52].into_iter().zip(self.sums) {
+            bytes[at..at + 4].copy_from_slice(&u32::from(sum).to_ne_bytes());
+        }
+        line.map(u64::from_ne_bytes)
+    }
+}
+
+impl Splice {
+    fn of(flow: &Flow, own: &FlowKey, redirect: &Redirect) -> Self {
+        let second = redirect.key();
+        let is_full = redirect.own_mac != [0; 6];
+        Self {
+            flags: SECOND | if is_full { FULL } else { 0 },
+            deltas: (redirect.seq_delta.shift(0), redirect.ts_delta.shift(0)),
+            first: flow.outer_isn + 1,
+            ways: [
+                Way::new(Side::Lan, &second, own, [flow.mac(Side::Wan), redirect.mac]),
+                Way::new(Side::Wan, own, &second, [flow.mac(Side::Lan), redirect.own_mac]),
+            ],
+        }
+    }
+
+    /// Under which hash the program finds it: where both keys are the same it need not, and must not.
+    fn tag(hash: u64, redirect: &Redirect) -> u64 {
+        if redirect.hash() == hash { !hash } else { redirect.hash() }
+    }
+}
+
 /// The entry of the flow with this hash in the bucket that begins there.
 fn find_in(words: &Words, bucket: usize, hash: u64) -> Option<Entry<'_>> {
     let slot = (0..SLOTS).find(|slot| words[bucket + slot].get() == hash && hash > CLAIMED)?;
@@ -318,6 +455,45 @@ fn find_in(words: &Words, bucket: usize, hash: u64) -> Option<Entry<'_>> {
 fn unpair16(word: u32) -> (u16, u16) {
     let [a, b, c, d] = word.to_ne_bytes();
     (u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]))
+}
+
+/// A slot that is being filled.
+struct Slot<'a> {
+    tag: &'a core::sync::atomic::AtomicU64,
+    /// What stood in the place of the hash before.
+    former: u64,
+    hash: u64,
+    entry: Entry<'a>,
+}
+
+impl Slot<'_> {
+    /// A reader that finds the hash finds what was filled in.
+    fn show(&self) {
+        self.tag.store(self.hash, Ordering::Release);
+    }
+
+    /// It is not filled after all.
+    fn put_back(&self) {
+        self.tag.store(self.former, Ordering::Release);
+    }
+}
+
+/// Where the splice of an entry is, and what is to be written there.
+struct Second<'a> {
+    at: &'a Entry<'a>,
+    splice: Splice,
+    is_same: bool,
+}
+
+impl<'a> Second<'a> {
+    fn new(at: &'a Entry<'a>, flow: &Flow, key: &FlowKey, redirect: &Redirect) -> Self {
+        Self { at, splice: Splice::of(flow, key, redirect), is_same: redirect.hash() == flow.hash() }
+    }
+
+    /// The flags of its entry.
+    fn flags(&self) -> u32 {
+        SPLICED | if self.is_same { SAME_KEY } else { 0 }
+    }
 }
 
 /// One entry.
@@ -359,13 +535,47 @@ impl<'a> Entry<'a> {
         has_forwarded.then(|| Instant::from_micros(self.end(side, LAST_SEEN).get() / 1000))
     }
 
+    fn flags(&self) -> u32 {
+        unpair(self.word(PHASE).get()).1
+    }
+
+    /// Its number among all entries, by which the parts of a connection with two keys find each other.
+    fn place(&self) -> u32 {
+        let (bucket, slot) = (self.at / BUCKET, (self.at % BUCKET - LINE) / ENTRY);
+        (bucket * SLOTS + slot) as u32
+    }
+
+    /// Where its other part is, if its connection has two keys.
+    fn other_place(&self) -> u32 {
+        unpair(self.word(SCALES).get()).1
+    }
+
+    fn set_other_place(&self, place: u32) {
+        let word = self.word(SCALES);
+        word.set(pair(unpair(word.get()).0, place));
+    }
+
+    /// What has this place.
+    fn at_place(&self, place: usize) -> Option<Entry<'a>> {
+        let at = (place / SLOTS).checked_mul(BUCKET)?.checked_add(LINE + place % SLOTS * ENTRY)?;
+        (at + ENTRY <= self.words.len()).then_some(Entry { words: self.words, at })
+    }
+
+    /// The splice of an entry: only one that says the same of this.
+    fn splice(&self) -> Option<Entry<'a>> {
+        let place = Some(self.other_place() as usize).filter(|_| self.flags() & SPLICED != 0)?;
+        let is_its = |splice: &Entry| splice.flags() & SECOND != 0 && splice.other_place() == self.place();
+        self.at_place(place).filter(is_its)
+    }
+
     fn is_owned(&self) -> bool {
         self.word(SCALES).get() & OWNED != 0
     }
 
     fn set_owned(&self, owned: bool) {
-        let word = self.word(SCALES);
-        word.set(if owned { word.get() | OWNED } else { word.get() & !OWNED });
+        for word in self.splice().into_iter().chain([Entry { ..*self }]).map(|part| part.word(SCALES)) {
+            word.set(if owned { word.get() | OWNED } else { word.get() & !OWNED });
+        }
     }
 
     /// Of another connection nothing has been forwarded.
@@ -390,8 +600,10 @@ impl<'a> Entry<'a> {
 
     /// Its connection is gone: what comes goes up, and the entry is free in a while.
     fn give_up(&self, now: Ticks) {
-        self.set_phase(RETURNED);
-        self.word(GONE_AT).set(u64::from(now) + 1);
+        for part in self.splice().into_iter().chain([Entry { ..*self }]) {
+            part.set_phase(RETURNED);
+            part.word(GONE_AT).set(u64::from(now) + 1);
+        }
     }
 
     /// Whether it may be filled anew: its connection has been gone for a while.
@@ -400,15 +612,20 @@ impl<'a> Entry<'a> {
         gone != 0 && now.wrapping_add(1).wrapping_sub(gone as Ticks) >= SETTLING
     }
 
-    /// Writes what a flow's record says; from now on it is going down. `usage` names this use of the entry.
-    fn fill(&self, flow: &Flow, usage: u64) {
+    /// Writes what a flow's record says, and what its second key asks for, if it has one; from now on it is going down. `usage` names this use of the entry.
+    fn fill(&self, flow: &Flow, second: Option<&Second>, usage: u64) {
         let translated = flow.is(FlowFlags::PROXIED);
         let flags = if translated { TRANSLATED } else { 0 }
             | if flow.is(FlowFlags::TIMESTAMPS) { TIMESTAMPS } else { 0 }
             // What is not translated is not looked at for marks.
             | if ecn::is_classic(flow) || !translated { CLASSIC_ECN } else { 0 }
             // Whether blocks that the server has not agreed to are taken out, the worker knows.
-            | if flow.is(FlowFlags::SACK_LAN) || !translated { SACK } else { 0 };
+            | if flow.is(FlowFlags::SACK_LAN) || !translated { SACK } else { 0 }
+            | second.map_or(0, |second| second.flags());
+        let other = second.map_or(0, |second| {
+            second.at.fill_splice(&second.splice, self.place());
+            second.at.place()
+        });
         let [lan, wan] = [Side::Lan, Side::Wan].map(|side| flow.endpoint(side).scales());
         let mac = |side| {
             let [_, _, own @ ..] = flow.mac(side);
@@ -418,7 +635,7 @@ impl<'a> Entry<'a> {
         let (seq_delta, ts_delta, ts_base, ts_elapsed) = projection.numbers();
         self.word(DELTAS).set(pair(seq_delta, ts_delta));
         self.word(CLOCK).set(pair(ts_base, ts_elapsed));
-        self.word(SCALES).set(u64::from_ne_bytes([lan, wan, 0, 0, 0, 0, 0, 0]) | OWNED);
+        self.word(SCALES).set(pair(u32::from_ne_bytes([lan, wan, 0, 0]), other) | OWNED);
         self.word(MACS).set(pair(mac(Side::Lan), mac(Side::Wan)));
         self.word(RETURNED_AT).set(0);
         self.word(GONE_AT).set(0);
@@ -428,6 +645,18 @@ impl<'a> Entry<'a> {
             self.end(side, CLEAR).set(usage);
         }
         self.word(PHASE).store(pair(GOING_DOWN, flags), Ordering::Release);
+    }
+
+    /// Writes the splice of the entry at `place`.
+    fn fill_splice(&self, splice: &Splice, place: u32) {
+        let Splice { flags, deltas, first, ways } = splice;
+        self.word(DELTAS).set(pair(deltas.0, deltas.1));
+        self.word(CLOCK).set(pair(first.get(), 0));
+        self.word(SCALES).set(pair(0, place) | OWNED);
+        [MACS, RETURNED_AT, GONE_AT, TOLD].into_iter().for_each(|n| self.word(n).set(0));
+        let words = ways.iter().flat_map(Way::words);
+        words.zip(LINE..).for_each(|(word, n)| self.word(n).set(word));
+        self.word(PHASE).store(pair(GOING_DOWN, *flags), Ordering::Release);
     }
 
     /// Writes what a flow's record says of an end that is not down.
@@ -466,6 +695,9 @@ fn name_of(segment: &Segment, head: &Head) -> u64 {
     let rest = u64::from(segment.window.0) << 1 | u64::from(segment.payload_len() > 0);
     mixed(mixed(name, rest), others).max(1)
 }
+
+/// What keeps a flow from being handed down: what is in its way on the engine's own fast path, but for a second key.
+const UNFIT: FlowFlags = FlowFlags::SLOW_PATH.without(FlowFlags::REDIRECTED).and(FlowFlags::UNJUDGED);
 
 impl Proxy {
     /// Words that the entries of so many connections need, at least: each bucket has eight, and the number of buckets is a power of two.
@@ -625,8 +857,10 @@ impl Proxy {
     fn may_go_down(&self, id: Id) -> bool {
         let flow = &self.table[id];
         let proxied = flow.is(FlowFlags::PROXIED);
+        let keeps_sides = |redirect: &Redirect| redirect.sides() == Some((Side::Wan, Side::Lan));
         (flow.is_in(State::Established) || flow.is_in(State::HandedDown))
-            && !flow.is(FlowFlags::SLOW_PATH.and(FlowFlags::UNJUDGED))
+            && !flow.is(UNFIT)
+            && self.table.redirected(id).is_none_or(keeps_sides)
             && flow.held == 0
             && (flow.is(FlowFlags::CARRIED) || !proxied)
             && (flow.is(FlowFlags::TIMESTAMPS_LAN) || !flow.is(FlowFlags::TIMESTAMPS))
@@ -646,8 +880,8 @@ impl Proxy {
     #[cold]
     fn hand_down_now(&mut self, id: Id, now: Instant) {
         let usage = self.handed_down.next_usage();
-        let flow = &self.table[id];
-        if self.handed_down.claim(flow.hash(), tick(now), |entry| entry.fill(flow, usage)) {
+        let (flow, key) = (&self.table[id], self.table.key(id));
+        if self.handed_down.claim(flow, &key, self.table.redirected(id), tick(now), usage) {
             self.handed_down.note_arriving(flow.hash(), usage);
             self.set_state(id, State::HandedDown, now, |_| ());
             self.counters.count(Event::HandedDown);
@@ -745,7 +979,14 @@ impl Proxy {
             }
             since if clock.wrapping_add(1).wrapping_sub(since as Ticks) < SETTLING => {}
             _ if may_go_down => {
-                entry.fill(flow, usage);
+                let splice = entry.splice();
+                let (key, redirect) = (self.table.key(id), self.table.redirected(id));
+                let second = splice.as_ref().zip(redirect).map(|(at, redirect)| Second::new(at, flow, &key, redirect));
+                if redirect.is_some() && second.is_none() {
+                    // Its splice is not there: it begins anew.
+                    return self.set_state(id, State::Established, now, |_| ());
+                }
+                entry.fill(flow, second.as_ref(), usage);
                 self.handed_down.note_arriving(hash, usage);
                 self.counters.count(Event::HandedDown);
             }
@@ -920,6 +1161,71 @@ mod tests {
         assert_eq!((phase(hash), next.counters().happened(Event::NotHandedDown)), (GOING_DOWN, 0));
     }
 
+    /// An engine that can hand down eight connections, or four of services.
+    fn proxy_with_services() -> Proxy {
+        let config = Config { service_buffers: 1, ..config() };
+        let mut proxy = Proxy::new(&config, &Secrets::new([3; 48]), NOW);
+        proxy.hand_down_in(shared(Proxy::words_to_hand_down(8), || 0));
+        proxy
+    }
+
+    /// Has a connection to a service established, whose server is reached under another port or under the same key, and hands it down if that is possible.
+    fn enter_second(proxy: &mut Proxy, n: u32, lan_port: u16, now: Instant) -> Id {
+        let key = FlowKey { lan: [0, 0, 0xffff, 1], wan: [0, 0, 0xffff, n], ..FlowKey::default() };
+        let id = proxy.admit(&key, key.hash(proxy.settings.hash_keys), Side::Wan, State::Established, now, |_| ());
+        let id = id.expect("room");
+        assert!(proxy.redirect_flow(&key, &FlowKey { lan_port, ..key }, [[2; 6], [0; 6]], (0, 0)));
+        proxy.table.overwrite(id, State::Established, |flow| {
+            flow.set(FlowFlags::PROXIED, true);
+            flow.set(FlowFlags::CARRIED, true);
+        });
+        proxy.hand_down(id, now);
+        id
+    }
+
+    #[test]
+    fn a_connection_with_two_keys_takes_two_places_or_none() {
+        let mut proxy = proxy_with_services();
+        let ids: Vec<Id> = (1..=4).map(|n| enter_second(&mut proxy, n, 8080, NOW)).collect();
+        assert!(ids.iter().all(|id| proxy.table[*id].is_in(State::HandedDown)));
+        enter(&mut proxy, 5, NOW);
+        assert_eq!(proxy.counters().happened(Event::NotHandedDown), 1);
+        proxy.forget(ids[0]);
+        let later = NOW + Duration::from_millis(150);
+        poll(&mut proxy, later);
+        enter(&mut proxy, 6, later);
+        let words = proxy.handed_down.words.as_ref().and_then(Words::share).expect("they are shared");
+        let tags = || (0..SLOTS).map(|slot| words[slot].get()).collect::<Vec<_>>();
+        let before = tags();
+        enter_second(&mut proxy, 7, 8080, later);
+        assert_eq!((proxy.counters().happened(Event::NotHandedDown), tags()), (2, before), "one is not enough");
+        enter(&mut proxy, 8, later);
+        assert_eq!(proxy.counters().happened(Event::NotHandedDown), 2, "it was put back");
+    }
+
+    #[test]
+    fn a_splice_is_found_by_its_entry_and_ends_with_it() {
+        for lan_port in [8080, 0] {
+            let mut proxy = proxy_with_services();
+            let id = enter_second(&mut proxy, 1, lan_port, NOW);
+            let hash = proxy.table[id].hash();
+            let tag = Splice::tag(hash, proxy.table.redirected(id).expect("a second key"));
+            assert_ne!(tag, hash, "else the program took one for the other");
+            let entry = proxy.handed_down.find(hash).expect("an entry");
+            let splice = proxy.handed_down.find(tag).expect("a splice");
+            assert_eq!(entry.splice().map(|splice| splice.at), Some(splice.at));
+            assert_eq!(entry.flags() & SAME_KEY != 0, lan_port == 0);
+            // A process that follows owns both, if it has the flow.
+            let words = proxy.handed_down.words.as_ref().and_then(Words::share).expect("they are shared");
+            Proxy::prepare_to_go_on(&words);
+            proxy.go_on_handed_down();
+            Proxy::end_without_flow(&words, NOW);
+            assert_eq!([hash, tag].map(|hash| find_in(&words, 0, hash).expect("it is there").phase()), [GOING_DOWN; 2]);
+            proxy.forget(id);
+            assert_eq!([hash, tag].map(|hash| find_in(&words, 0, hash).expect("it is there").phase()), [RETURNED; 2]);
+        }
+    }
+
     /// Whether the way of an end's segments is clear, as the program sees it.
     fn is_clear(proxy: &Proxy, id: Id, side: Side) -> bool {
         let entry = proxy.handed_down.find(proxy.table[id].hash()).expect("it has an entry");
@@ -956,7 +1262,7 @@ mod tests {
         poll(&mut proxy, later);
         let hash = proxy.table[id].hash();
         let usage = proxy.handed_down.next_usage();
-        proxy.handed_down.find(hash).expect("an entry").fill(&proxy.table[id], usage);
+        proxy.handed_down.find(hash).expect("an entry").fill(&proxy.table[id], None, usage);
         proxy.has_left(Side::Lan);
         assert!(!is_clear(&proxy, id, Side::Wan));
     }
@@ -1056,13 +1362,17 @@ mod tests {
     fn foreign_words_are_read_like_any_other() {
         let mut random = crate::memory::tests::random(7);
         for _ in 0..50 {
-            let mut proxy = Proxy::new(&config(), &Secrets::new([3; 48]), NOW);
+            let config = Config { service_buffers: 1, ..config() };
+            let mut proxy = Proxy::new(&config, &Secrets::new([3; 48]), NOW);
             let words = shared(Proxy::words_to_hand_down(8), &mut random);
             Proxy::prepare_to_go_on(&words);
             proxy.hand_down_in(words.share().expect("they are shared"));
             proxy.go_on_handed_down();
             Proxy::end_without_flow(&words, NOW);
             let id = enter(&mut proxy, 1, NOW);
+            let second = enter_second(&mut proxy, 2, 8080, NOW);
+            proxy.refresh(second);
+            proxy.forget(second);
             proxy.refresh(id);
             proxy.handed_down.came_up = Some((id, proxy.table[id].hash(), 9));
             proxy.settle_handed_down(Side::Lan, NOW);

@@ -56,7 +56,7 @@ use crate::config::Action;
 use crate::cookie::{CookieClock, Cookies, Rotation};
 use crate::flow::map::FlowMap;
 use crate::flow::table::wheel::tick;
-use crate::flow::table::{Adopted, Guess, Id, Population, Slab, Table};
+use crate::flow::table::{Adopted, Guess, Id, Population, Redirect, Slab, Table};
 use crate::flow::{Flow, FlowFlags, State};
 use crate::keyed::Keys;
 use crate::memory::Words;
@@ -70,7 +70,7 @@ use crate::policy::profiles::{Profiles, UNTOUCHED};
 use crate::policy::quotas::Quotas;
 use crate::policy::servers::ServerTable;
 use crate::seq::{SeqDelta, SeqNum};
-use crate::wire::{self, Flags, FlowKey, Kind, Parsed, Segment};
+use crate::wire::{self, Flags, FlowKey, Kind, Mac, Parsed, Segment};
 use crate::{Config, Counters, DropReason, Event, Head, Instant, Side, Ticket, Verdict};
 use context::Context;
 use evict::Candidates;
@@ -1081,6 +1081,17 @@ impl Proxy {
         }
         self.recount(id, now);
         self.restart_timer(id, now);
+    }
+
+    /// Gives the connection with this key a second one, as a service does that has chosen a server: for tests, which say what is added to the numbers and to the
+    /// timestamps of the client, too. False if there is no such connection, or no room.
+    pub fn redirect_flow(&mut self, key: &FlowKey, second: &FlowKey, macs: [Mac; 2], deltas: (u32, u32)) -> bool {
+        let Some(id) = self.table.find(key, key.hash(self.settings.hash_keys)) else { return false };
+        let mut redirect = Redirect::new(second, second.hash(self.settings.hash_keys), Side::Wan, Side::Lan);
+        [redirect.mac, redirect.own_mac] = macs;
+        redirect.seq_delta = SeqDelta::between(0, deltas.0);
+        redirect.ts_delta = SeqDelta::between(0, deltas.1);
+        self.table.redirect(id, redirect)
     }
 
     /// The established flows load generators count on: 540 pairs of a LAN end 10.0.0.0 + 2(j + 1), port 12345, and a WAN end

@@ -274,6 +274,14 @@ fn error_about(packet: &[u8], v6: bool) -> Vec<u8> {
     frame
 }
 
+#[test]
+fn four_gigabytes_on_the_numbers_of_what_the_box_said_are_the_server_s() {
+    let mut world = World::new((1000, 5000), (1000, 2000), Deltas(PerSide::new((5, 6), (0, 0))), false, false);
+    let id = world.id;
+    world.proxy.table.update(id, |flow| flow.outer_isn = SeqNum::new(1050));
+    world.take((Side::Wan, 0, 100, 0, false, 8)).expect("it acknowledges what it has got, and no more");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 

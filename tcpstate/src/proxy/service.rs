@@ -826,7 +826,10 @@ impl Proxy {
     pub(super) fn raise_client(&self, ctx: &mut Context<impl Egress>, id: Id) -> Segment {
         let (segment, flow) = (*ctx.segment, &self.table[id]);
         let first = flow.outer_isn + 1;
-        if !segment.ack.before(first) || first.beyond(segment.ack) > crate::service::negotiation::LONGEST as u32 {
+        let is_of_box = first.beyond(segment.ack) <= crate::service::negotiation::LONGEST as u32;
+        // Numbers come round: once the server has sent four gigabytes, they are its own.
+        let has_wrapped = flow.endpoint(Side::Wan).acked.before(first);
+        if !segment.ack.before(first) || !is_of_box || has_wrapped {
             return segment;
         }
         raise_to(ctx, first, flow.endpoint(Side::Wan).scale().unwrap_or_default())

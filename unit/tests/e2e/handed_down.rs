@@ -1,7 +1,7 @@
 //! Connections that the kernel forwards by itself: its programs beside the engine, segment by segment; and real kernels around them.
 
 use std::env;
-use std::net::{Shutdown, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,11 +16,14 @@ use nix::sys::signal::Signal;
 use nix::sys::utsname::uname;
 use nix::unistd::Pid;
 use pktio::{FastPath, XdpFastPath};
-use tcpstate::{Event, Proxy, Side, Verdict, Words};
+use tcpstate::config::Reach;
+use tcpstate::{Event, Head, Metadata, Proxy, Side, Verdict, Words};
 use unit::netns::tap::{Order, OrderTap};
 use unit::netns::{self, Appliance, Backend, Report, Rig, sockets, traffic};
 use unit::random::Random;
-use unit::script::{CWR, ECE, FIN, Host, Joined, Mode, PSH, RST, Seg, Terms, URG, World, ack, open_from, secrets};
+use unit::script::{
+    CWR, ECE, FIN, FlowKey, Host, Joined, Mode, PSH, RST, Seg, Terms, URG, World, ack, open_from, secrets,
+};
 
 /// Connections that the programs and the engine are compared on, unless the environment says how many segments there are to be.
 const CONNECTIONS: u64 = 60;
@@ -35,6 +38,66 @@ struct Talk {
     timestamps: bool,
     sent: [u32; 2],
     clock: [u32; 2],
+    second: Option<Second>,
+}
+
+/// How the server knows the connection, if by another key than the client.
+#[derive(Clone, Copy, Debug)]
+struct Second {
+    reach: Reach,
+    /// What is added to the client's numbers and timestamps on their way to it.
+    deltas: (u32, u32),
+}
+
+impl Second {
+    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
+    const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
+
+    /// That of the connection of this number, if it has one: most do.
+    fn of(n: u64, random: &mut Random) -> Option<Second> {
+        let reach =
+            [None, Some(Reach::Nat), Some(Reach::Full), Some(Reach::Mac)][(n / MODES.len() as u64 % 4) as usize];
+        let deltas = if random.one_in(2) { (0, 0) } else { (random.next() as u32, random.next() as u32) };
+        reach.map(|reach| Second { reach, deltas })
+    }
+
+    /// The ends as the server sees them.
+    fn ends(self, ends: FlowKey) -> FlowKey {
+        let moved = |address: IpAddr| match address {
+            IpAddr::V4(address) => IpAddr::V4(Ipv4Addr::from(u32::from(address) ^ 0x0103_0507)),
+            IpAddr::V6(address) => {
+                IpAddr::V6(Ipv6Addr::from(u128::from(address) ^ 0x0102_0304_0506_0708_090a_0b0c_0d0e_0f11))
+            }
+        };
+        match self.reach {
+            Reach::Mac => ends,
+            Reach::Nat => FlowKey { src: moved(ends.src), sport: 8080, ..ends },
+            Reach::Full => FlowKey {
+                src: moved(ends.src),
+                sport: 8080,
+                dst: moved(ends.dst),
+                dport: 2000,
+                dst_mac: Self::OWN_MAC,
+                ..ends
+            },
+        }
+    }
+
+    /// Has the box know the connection between these hosts so; the server then.
+    fn enter(self, world: &World, (client, server): &(Host, Host)) -> Host {
+        let other = world.host(Side::Lan, self.ends(server.ends()));
+        let key = |host: &Host| {
+            let mut frame = host.frame(&ack(1, 1));
+            let len = frame.len();
+            let mut meta = Metadata::default();
+            world.operate(|proxy, _| proxy.parse(host.side(), &Head::whole(&mut frame, len), &mut meta));
+            *meta.key().expect("it is a segment")
+        };
+        let own_mac = if self.reach == Reach::Full { Self::OWN_MAC } else { [0; 6] };
+        let (first, second) = (key(client), key(&other));
+        assert!(world.operate(|proxy, _| proxy.redirect_flow(&first, &second, [Self::MAC, own_mac], self.deltas)));
+        other
+    }
 }
 
 impl Talk {
@@ -67,10 +130,17 @@ impl Talk {
             Side::Lan => (joined.s(self.sent[0]), joined.c(self.sent[1])),
             Side::Wan => (joined.c(self.sent[1]), joined.o(self.sent[0])),
         };
-        // Mostly within what was sent.
-        let behind = if random.one_in(4) { random.below(3000) as u32 } else { 0 };
-        let mut seg =
-            ack(seq.wrapping_add(seq_off), number.wrapping_sub(behind.min(self.sent[other])).wrapping_add(ack_off));
+        // Mostly within what was sent. What the server of a service has acknowledged before goes up.
+        let late = if self.second.is_some() && side == Side::Lan { 60 } else { 4 };
+        let behind = if random.one_in(late) { random.below(3000) as u32 } else { 0 };
+        let mut number = number.wrapping_sub(behind.min(self.sent[other]));
+        if self.second.is_some() && side == Side::Wan && random.one_in(60) {
+            // In what the box may have said before the server did.
+            number = joined.o(0).wrapping_sub(random.below(200) as u32);
+        }
+        let (added, added_clock) = self.second.filter(|_| side == Side::Lan).map_or((0, 0), |second| second.deltas);
+        number = number.wrapping_add(added);
+        let mut seg = ack(seq.wrapping_add(seq_off), number.wrapping_add(ack_off));
         if seq_off == 0 {
             self.sent[own] = self.sent[own].wrapping_add(len as u32);
         }
@@ -96,7 +166,7 @@ impl Talk {
                 // What the box said before the server did.
                 (Side::Wan, 1) => self.joined.offered.ts().map_or(9, |(value, _)| value),
                 (Side::Wan, _) => self.joined.ts_out(self.clock[0]),
-                (Side::Lan, _) => self.clock[1],
+                (Side::Lan, _) => self.clock[1].wrapping_add(added_clock),
             };
             seg = seg.nop().nop().ts(mine, echo);
             room = 3;
@@ -153,8 +223,14 @@ impl Programs {
     }
 }
 
-/// A field of an entry: what it is, its word, and the bits that are changed.
-type Field = (&'static str, usize, u64);
+/// A field of an entry, or of a splice: what it is, its word, and the bits that are changed.
+type Field = (&'static str, Of, usize, u64);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of {
+    Entry,
+    Splice,
+}
 
 /// Programs beside the engine, which find a field of each entry changed where that is to be noticed.
 struct Beside<'a> {
@@ -172,12 +248,19 @@ impl Beside<'_> {
     }
 
     fn change(&self) {
-        let Some((_, word, bits)) = self.changed else { return };
-        for (_, entry) in entries(self.programs.words()) {
-            self.programs.words()[entry + word].fetch_xor(bits, Ordering::Relaxed);
+        let Some((_, of, word, bits)) = self.changed else { return };
+        let words = self.programs.words();
+        for (_, entry) in entries(words) {
+            let is_splice = words[entry].load(Ordering::Relaxed) & SPLICE != 0;
+            if is_splice == (of == Of::Splice) {
+                words[entry + word].fetch_xor(bits, Ordering::Relaxed);
+            }
         }
     }
 }
+
+/// In the first word of what is no entry but a splice.
+const SPLICE: u64 = 64 << 32;
 
 /// The places of all slots: of the word that has the hash, and of the entry.
 fn entries(words: &[AtomicU64]) -> impl Iterator<Item = (usize, usize)> {
@@ -219,7 +302,8 @@ fn are_named_alike(words: &[AtomicU64]) {
     let word = |at: usize| words[at].load(Ordering::Relaxed);
     for (tag, at) in entries(words) {
         for end in [at + END, at + 2 * END] {
-            if word(tag) != 0 && word(at) as u32 == GOING_DOWN && word(end + WINDOW) >> 48 == 0 {
+            let is_entry = word(tag) != 0 && word(at) & SPLICE == 0;
+            if is_entry && word(at) as u32 == GOING_DOWN && word(end + WINDOW) >> 48 == 0 {
                 assert_eq!(word(end + WENT_UP), word(end + HAS_LEFT), "the last segment that went up, by its name");
             }
         }
@@ -244,7 +328,11 @@ struct Pair {
 
 impl Pair {
     fn new(mode: Mode, fast_path: &Programs) -> Pair {
-        let [(one, ..), (other, ..)] = [(); 2].map(|()| mode.world_with(|config| config.adopt_grace = Duration::ZERO));
+        let [(one, ..), (other, ..)] = [(); 2].map(|()| {
+            mode.world_with(|config| {
+                (config.adopt_grace, config.service_buffers) = (Duration::ZERO, 1);
+            })
+        });
         one.operate(|proxy, _| {
             proxy.hand_down_in(Words::from(fast_path.words()));
         });
@@ -269,21 +357,33 @@ fn the_xdp_programs_do_to_a_segment_what_the_engine_does_or_hand_it_up() {
 fn a_comparison_notices_each_field_of_an_entry_that_is_not_as_it_should_be() {
     const LOW: u64 = 0xffff_ffff;
     // The layout of `struct entry`: what is in the first half of a word lies in its lower bits.
-    const FIELDS: [Field; 14] = [
-        ("whether the connection is translated", 0, 1 << 32),
-        ("whether both ends use timestamps", 0, 2 << 32),
-        ("whether both negotiated classic ECN", 0, 4 << 32),
-        ("whether the server gets SACK blocks", 0, 8 << 32),
-        ("the sequence delta", 1, LOW),
-        ("the timestamp delta", 1, LOW << 32),
-        ("the first TSval of the server", 2, LOW),
-        ("how far its clock has gone since", 2, LOW << 32),
-        ("the LAN's own scale", 3, 0x0f),
-        ("the scale by which the LAN is read", 3, 0xf0),
-        ("the WAN's own scale", 3, 0x0f00),
-        ("the scale by which the WAN is read", 3, 0xf000),
-        ("the LAN's Ethernet address", 4, LOW),
-        ("the WAN's Ethernet address", 4, LOW << 32),
+    const FIELDS: [Field; 26] = [
+        ("whether the connection is translated", Of::Entry, 0, 1 << 32),
+        ("whether both ends use timestamps", Of::Entry, 0, 2 << 32),
+        ("whether both negotiated classic ECN", Of::Entry, 0, 4 << 32),
+        ("whether the server gets SACK blocks", Of::Entry, 0, 8 << 32),
+        ("the sequence delta", Of::Entry, 1, LOW),
+        ("the timestamp delta", Of::Entry, 1, LOW << 32),
+        ("the first TSval of the server", Of::Entry, 2, LOW),
+        ("how far its clock has gone since", Of::Entry, 2, LOW << 32),
+        ("the LAN's own scale", Of::Entry, 3, 0x0f),
+        ("the scale by which the LAN is read", Of::Entry, 3, 0xf0),
+        ("the WAN's own scale", Of::Entry, 3, 0x0f00),
+        ("the scale by which the WAN is read", Of::Entry, 3, 0xf000),
+        ("the LAN's Ethernet address", Of::Entry, 4, LOW),
+        ("the WAN's Ethernet address", Of::Entry, 4, LOW << 32),
+        ("whether an address of the box stands for the client", Of::Splice, 0, 128 << 32),
+        ("what is added to the client's numbers", Of::Splice, 1, LOW),
+        ("what is added to the client's timestamps", Of::Splice, 1, LOW << 32),
+        ("the first number of the server itself", Of::Splice, 2, LOW),
+        ("the source that the client sees", Of::Splice, 8, LOW),
+        ("the ports that the client sees", Of::Splice, 12, LOW),
+        ("the Ethernet address of the box for the client", Of::Splice, 13, LOW << 32),
+        ("the sum of the ports that the client sees", Of::Splice, 14, LOW << 32),
+        ("the source that the server sees", Of::Splice, 16, LOW),
+        ("the ports that the server sees", Of::Splice, 20, LOW),
+        ("the Ethernet address of the server", Of::Splice, 20, LOW << 32),
+        ("the sum of the addresses that the server sees", Of::Splice, 22, LOW),
     ];
     let (words, keys) = (Proxy::words_to_hand_down(64), secrets().hash_keys());
     let tc = Programs::Tc(FastPath::load(words, keys, None).expect("the verifier accepts the programs"));
@@ -337,14 +437,20 @@ fn compare(beside: &Beside, connections: u64) -> Result<(), String> {
         let mut random = Random(n);
         let mode = MODES[n as usize % MODES.len()];
         fast_path.words().iter().for_each(|word| word.store(0, Ordering::Relaxed));
-        let pair = Pair::new(mode, fast_path);
+        let mut pair = Pair::new(mode, fast_path);
         let (theirs, ours) = (terms(&mut random), terms(&mut random));
         let isns = (random.next() as u32, random.next() as u32);
         let [joined, _] =
             pair.hosts.each_ref().map(|(client, server)| open_from(client, server, theirs, ours, isns.0, isns.1));
         let timestamps = joined.update.ts().is_some();
         let clock = [joined.stamps.1, joined.stamps.0];
-        let mut talk = Talk { joined, timestamps, sent: [0; 2], clock };
+        let second = Second::of(n, &mut random);
+        if let Some(second) = second {
+            for (world, hosts) in pair.worlds.iter().zip(&mut pair.hosts) {
+                hosts.1 = second.enter(world, hosts);
+            }
+        }
+        let mut talk = Talk { joined, timestamps, sent: [0; 2], clock, second };
         for step in 0..SEGMENTS {
             let side = random.pick(&[Side::Lan, Side::Wan]);
             let clock = talk.clock;
@@ -365,7 +471,7 @@ fn compare(beside: &Beside, connections: u64) -> Result<(), String> {
             let engine = (other.inject(side, &frame), other.discard());
             total += 1;
             if kernel != engine {
-                let what = format!("connection {n}, segment {step}: {side:?} {seg}, {theirs:?} {ours:?}");
+                let what = format!("connection {n}, segment {step}: {side:?} {seg}, {theirs:?} {ours:?} {second:?}");
                 return Err(format!("{what}\nthe kernel:\n{kernel:02x?}\nthe engine:\n{engine:02x?}"));
             }
             if random.one_in(8) {
@@ -401,7 +507,7 @@ fn handing_down() -> String {
 }
 
 /// What a box between these hosts counted under a name, once it has ended.
-fn counted(report: &Report, name: &str) -> u64 {
+pub(crate) fn counted(report: &Report, name: &str) -> u64 {
     // What is zero is not in the table.
     report.figure(name).unwrap_or(0)
 }
@@ -651,7 +757,7 @@ fn what_comes_up_does_not_overtake_what_the_kernel_has_forwarded_before() {
 }
 
 /// A rig whose hosts take what an XDP program redirects to their veth.
-fn rig_for_xdp() -> Rig {
+pub(crate) fn rig_for_xdp() -> Rig {
     taking_redirected(Rig::of_one_queue())
 }
 

@@ -284,6 +284,89 @@ fn clients_that_say_where_they_want_to_go_get_there_or_hear_why_not() {
     assert!(proxy.stop().status.success());
 }
 
+/// The kernel forwards connections to services by itself once they are established, however their servers are reached, and no host sees a difference.
+#[test]
+fn established_connections_of_services_go_on_in_the_kernel() {
+    for (way, backend) in [("tc", Backend::Packet), ("xdp", Backend::Driver)] {
+        // Super-frames, whose checksums their senders leave to a device, go the way of tc.
+        let rig = if way == "tc" { Rig::new().with_default_offloads(false) } else { super::handed_down::rig_for_xdp() };
+        add_servers(&rig);
+        rig.server.sh(
+            "sysctl -qw net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2; ip link set lo up; ip addr add 10.77.0.102/32 dev lo",
+        );
+        let serve = |stream: TcpStream| {
+            let head = head(&stream)?;
+            assert!(head.ends_with(b"POST /x HTTP/1.1\r\nHost: x\r\n\r\n"), "{}", head.escape_ascii());
+            traffic::exchanged(stream)
+        };
+        let v6 = IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x11));
+        let servers = [
+            rig.server.serve(server(11), 8080, serve),
+            rig.server.serve(v6, 8080, serve),
+            rig.server.serve(server(102), 82, serve),
+        ];
+        let block =
+            |address: &str, port: u16, more: &str| format!("{{ address = \"{address}\"; port = {port}; {more} }}");
+        let http = "protocol = http; proxy = v1;";
+        let pool = "reach = full; pool = { \"10.77.0.200\" };";
+        let blocks = [
+            block("10.77.0.100", 80, &format!("{http} default = {{ \"10.77.0.11:8080\" }};")),
+            block("10.77.0.100", 81, &format!("{http} {pool} default = {{ \"10.77.0.11:8080\" }};")),
+            block(
+                "10.77.0.102",
+                82,
+                "protocol = http; reach = mac; pool = { \"10.77.0.201\" }; default = { \"10.77.0.11:82\" };",
+            ),
+            block(
+                "10.77.0.100",
+                1080,
+                &format!("protocol = socks; {pool} next_hop = \"10.77.0.2\"; allow = {{ \"10.77.0.1 = *:8080\" }};"),
+            ),
+            block("fd77::100", 80, &format!("{http} default = {{ \"[fd77::11]:8080\" }};")),
+            block(
+                "fd77::100",
+                81,
+                &format!("{http} reach = full; pool = {{ \"fd77::200\" }}; default = {{ \"[fd77::11]:8080\" }};"),
+            ),
+        ];
+        let config = format!(
+            "fast_path = {way}; conntablesize = 1024; service_buffers = 64; services = {{ {} }};",
+            blocks.join(", ")
+        );
+        let proxy = Appliance::start(&rig, backend, &config);
+        let bytes = 8 * MB;
+        let places = [
+            (SERVICE_V4, 80),
+            (SERVICE_V4, 81),
+            (server(102), 82),
+            (SERVICE_V4, 1080),
+            (SERVICE_V6, 80),
+            (SERVICE_V6, 81),
+        ];
+        for (address, port) in places {
+            rig.judge([0, 0], || {
+                let mut stream = rig.client.connect(SocketAddr::new(address, port)).expect("connecting to a service");
+                if port == 1080 {
+                    stream.write_all(&[5, 1, 0, 5, 1, 0, 1, 10, 77, 0, 11, 31, 144]).expect("asking");
+                    stream.read_exact(&mut [0; 12]).expect("an answer");
+                }
+                stream.write_all(b"POST /x HTTP/1.1\r\nHost: x\r\n\r\n").expect("asking");
+                let speeds = traffic::exchange(&stream, bytes, bytes).expect("bulk through a service");
+                note!("{way}, {address} {port}: up {:.0} Mbit/s, down {:.0} Mbit/s", speeds[0], speeds[1]);
+            });
+        }
+        drop(servers);
+        let report = proxy.stop();
+        assert!(report.status.success());
+        let [handed_down, forwarded] =
+            ["handed-down", "forwarded by the kernel, bytes"].map(|name| super::handed_down::counted(&report, name));
+        note!("{way}: handed down {handed_down} times, {forwarded} bytes");
+        assert!(handed_down >= places.len() as u64, "{way}: {handed_down} times:\n{}", report.log.join("\n"));
+        // On a loaded machine segments are lost, and what comes up then stays for a while.
+        assert!(forwarded > places.len() as u64 * bytes / 2, "{way}: {forwarded} bytes:\n{}", report.log.join("\n"));
+    }
+}
+
 /// The servers have the service's address themselves, on an interface that does not answer for it.
 #[test(light)]
 fn servers_with_the_service_s_own_address_are_told_apart_by_their_ethernet_addresses() {
