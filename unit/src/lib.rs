@@ -4,6 +4,7 @@
 pub mod documents;
 pub mod fuzzing;
 pub mod guest;
+pub mod machine;
 pub mod netns;
 pub mod oracle;
 pub mod random;

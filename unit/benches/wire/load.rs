@@ -13,9 +13,9 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use nix::unistd::Pid;
 use tools::flood_template::{Kind, Sources, Target};
 use tools::xdp_generator::{ATTACKER, Sink, XdpGenerator};
+use unit::machine;
 use unit::netns::{self, Namespace, Rig};
 
-use crate::machine;
 use crate::middle::{Middle, OwnWords, Stood};
 
 /// The port that is flooded, and where the echo listens.

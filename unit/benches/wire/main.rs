@@ -9,7 +9,6 @@
 
 mod hosts;
 mod load;
-mod machine;
 mod middle;
 mod segments;
 
@@ -19,7 +18,7 @@ use std::time::Duration;
 
 use middle::Middle;
 use tools::flood_template::Kind;
-use unit::netns;
+use unit::{machine, netns};
 
 /// How often everything is measured, one candidate after the other.
 const ROUNDS: usize = 3;

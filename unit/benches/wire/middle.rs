@@ -220,7 +220,7 @@ impl<'a> Stood<'a> {
             Some(appliance) => tasks(appliance.pid()).collect(),
             None => self.threads.clone(),
         };
-        tasks.into_iter().map(crate::machine::time_of).sum()
+        tasks.into_iter().map(unit::machine::time_of).sum()
     }
 
     /// Segments the candidate has judged on its own, where that can be told while it runs: those of the nftables rule.

@@ -11,14 +11,36 @@ pub fn time_of(task: u32) -> Duration {
 
 /// Time the cores of the machine have spent on anything at all.
 pub fn busy() -> Duration {
+    // user, nice, system, irq, softirq.
+    spent(&[0, 1, 2, 5, 6])
+}
+
+/// Time the cores had nothing to do, or waited for a disk.
+pub fn idle() -> Duration {
+    spent(&[3, 4])
+}
+
+/// Time in which cores had something to do and the hypervisor did not let them.
+pub fn stolen() -> Duration {
+    spent(&[7])
+}
+
+/// The sum of these fields of /proc/stat: user, nice, system, idle, iowait, irq, softirq, steal.
+fn spent(fields: &[usize]) -> Duration {
     let text = fs::read_to_string("/proc/stat").expect("/proc is mounted");
-    let fields: Vec<u64> =
+    let all: Vec<u64> =
         text.lines().next().unwrap_or_default().split_whitespace().skip(1).flat_map(str::parse).collect();
-    // user, nice, system, idle, iowait, irq, softirq, steal.
-    let busy: u64 = [0, 1, 2, 5, 6].iter().filter_map(|&at| fields.get(at)).sum();
+    let sum: u64 = fields.iter().filter_map(|&at| all.get(at)).sum();
     // SAFETY: sysconf has no preconditions.
     let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
-    Duration::from_secs_f64(busy as f64 / ticks as f64)
+    Duration::from_secs_f64(sum as f64 / ticks as f64)
+}
+
+/// Memory that programs could still have, in bytes.
+pub fn available() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").expect("/proc is mounted");
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) << 10
 }
 
 /// The calling thread's number.
