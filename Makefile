@@ -5,7 +5,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # What make starts so ends when make is gone, however that went; what cargo starts ends with cargo (.cargo/config.toml).
 run := exec setpriv --pdeathsig TERM --
 
-.PHONY: setup build man papers test test-queues test-zero-copy test-netmap test-guest test-packetdrill test-programs test-services test-metrics test-page test-bgp test-deb test-systemd test-dist test-aarch64 test-dependencies test-restart test-failover test-handed-down test-model deb dist install test-all e2e-zc e2e-netmap demo bench bench-check fuzz fmt lint clean
+.PHONY: setup build man papers test test-queues test-zero-copy test-netmap test-guest test-packetdrill test-programs test-services test-metrics test-page test-bgp test-deb test-systemd test-dist test-aarch64 test-dependencies test-restart test-failover test-handed-down test-model deb dist install test-all e2e-zc e2e-netmap demo bench bench-splice bench-check fuzz fmt lint clean
 
 setup:        ; @scripts/setup.sh
 build: setup  ; cargo build --release --workspace --bins
@@ -52,6 +52,8 @@ e2e-netmap: test-netmap
 
 demo: setup   ; @$(run) unit/demo.sh
 bench: setup  ; cargo bench -p unit --bench engine && cargo bench -p unit --bench scaling && cargo bench -p unit --bench wire -- $(BENCH)
+# Every way to relay TCP side by side, half an hour: with `SPLICE=--write` table and plots go into docs/splice.md.
+bench-splice: setup ; @$(run) unit/benches/splice/run.sh $(SPLICE)
 bench-check: setup ; cargo bench -p unit --bench engine -- --check
 fuzz:         ; @unit/fuzz/run.sh
 fmt:          ; cargo fmt --all
