@@ -260,8 +260,20 @@ impl<'a> Stood<'a> {
 
 impl Drop for Stood<'_> {
     fn drop(&mut self) {
-        // A box puts interfaces back.
-        drop(self.appliance.take());
+        // A box puts interfaces back, and says what it has left to the kernel.
+        match self.appliance.take() {
+            Some(appliance) if !thread::panicking() && appliance.runs() => {
+                let report = appliance.stop();
+                let figures =
+                    ["handed-down", "handed-up", "not-handed-down", "kernel-forwarded", "kernel-not-finished"];
+                let told = figures.map(|name| format!("{name} {}", report.figure(name).unwrap_or(0)));
+                eprintln!("  {}", told.join(", "));
+                if std::env::var_os("SPLICE_LOG").is_some() {
+                    report.log.iter().for_each(|line| eprintln!("    {line}"));
+                }
+            }
+            other => drop(other),
+        }
         self.running.clear();
         self.files.iter().for_each(|file| drop(fs::remove_file(file)));
     }
