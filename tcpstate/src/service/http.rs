@@ -1,8 +1,8 @@
-//! The host that the first request of an HTTP/1 connection names (RFC 9112 section 3.2). Later requests of the same connection may name others: they go
-//! to the same server. HTTP/2 without an upgrade (RFC 9113 section 3.3) is not read: its preface names no host.
+//! The host that the first request of an HTTP connection names: of HTTP/1 (RFC 9112 section 3.2), and of HTTP/2 without TLS ([`http2`]). Later requests of the same
+//! connection may name others: they go to the same server.
 
 use super::names::Name;
-use super::{Asked, Reading};
+use super::{Asked, Reading, http2};
 
 /// The header fields of a request that is read.
 const MOST_FIELDS: usize = 100;
@@ -17,9 +17,12 @@ pub fn read(bytes: &[u8], fresh: usize, most: usize) -> Reading {
 }
 
 fn read_some(bytes: &[u8], fresh: usize) -> Reading {
-    let asked = with_request(bytes, fresh, |request, _| Asked { name: host(request), offers: 0 });
-    match asked {
-        Ok(asked) => Reading::Asks(asked),
+    let name = match bytes.starts_with(http2::BEGINNING) {
+        true => http2::read(bytes),
+        false => with_request(bytes, fresh, |request, _| host(request)),
+    };
+    match name {
+        Ok(name) => Reading::Asks(Asked { name, offers: 0 }),
         Err(NoRequest::More) => Reading::More,
         Err(NoRequest::Other) => Reading::Other,
     }
@@ -88,7 +91,7 @@ fn host(request: &httparse::Request) -> Option<Name> {
 }
 
 /// The name in an authority (RFC 3986 section 3.2): without what stands in front of an `@`, and without its port.
-fn of_authority(text: &[u8]) -> Option<Name> {
+pub(super) fn of_authority(text: &[u8]) -> Option<Name> {
     let text = text.rsplit(|&byte| byte == b'@').next()?;
     let mut parts = text.splitn(2, |&byte| byte == b':');
     let host = parts.next()?;

@@ -1,6 +1,6 @@
 //! Services: the box owns an address, reads the first bytes of a connection to it, and chooses the server by what they say.
 //!
-//! Here is what is pure of it: parsers that say which name a client asks for ([`tls`], [`http`]), the header of the PROXY protocol, written and read
+//! Here is what is pure of it: parsers that say which name a client asks for ([`tls`], [`http`] of either version), the header of the PROXY protocol, written and read
 //! ([`proxy_header`]), names and the patterns they are compared with ([`names`]), and the table of services that the operator wants
 //! ([`Services`]). A parser gets all bytes that have come in order so far, and is called again when there are more. It keeps nothing, allocates
 //! nothing, and looks at each byte a bounded number of times, so that a client cannot make it work longer than its bytes are long.
@@ -10,6 +10,7 @@
 
 pub mod access;
 pub mod http;
+mod http2;
 pub mod names;
 pub mod negotiation;
 pub mod proxy_header;
