@@ -272,7 +272,7 @@ INLINE int judge(const struct entry *entry, const struct splice *splice, u32 sid
         return is_usual(entry, side, segment);
     if (side == LAN)
         segment->outer_ack -= splice->seq_delta;
-    return !is_raised(entry, splice, side, segment) && is_usual(entry, side, segment);
+    return !is_raised(splice, side, segment) && is_usual(entry, side, segment);
 }
 
 // Whether the kernel forwards a segment of the end on `side`, which `may_go` says it may. Otherwise it goes up, and the entry says what that means: the

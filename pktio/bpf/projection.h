@@ -22,8 +22,9 @@ enum { DOWN = 1, LOOKED_PARTIAL = 2 };
 // its own, and so there is a splice; both keys are the same. Flags of a splice: it is one; an address of the box stands for the client.
 enum { TRANSLATED = 1, TIMESTAMPS = 2, CLASSIC_ECN = 4, SACK = 8, SPLICED = 16, SAME_KEY = 32, SECOND = 64, FULL = 128 };
 
-// The most that the box says to a client in its own name before the server does: `LONGEST` in `tcpstate/src/service/negotiation.rs`.
-enum { LONGEST = 160 };
+// The most that the box says to a client in its own name before the server does: `LONGEST` in `tcpstate/src/service/negotiation.rs`. The most that it
+// acknowledges by itself: `MOST_KEPT` in `tcpstate/src/proxy/service.rs`.
+enum { LONGEST = 160, MOST_KEPT = 1 << 17 };
 
 // What is known of the end on one side, and of what it sends. A cache line that the program writes for the segments of this end alone.
 struct end {
@@ -86,7 +87,9 @@ struct splice {
     u32 ts_delta;
     // The first number of the server itself, as the client counts.
     u32 first;
-    u8 unused[8];
+    // The client's number behind what the box itself has acknowledged.
+    u32 kept_to;
+    u8 unused[4];
     // Where the entry is.
     u32 other;
     u64 engine[4];
@@ -192,10 +195,10 @@ INLINE int is_usual(const struct entry *entry, u32 side, const struct segment *s
 
 // Whether the engine takes an acknowledgement of a connection that is spliced for what it is: one that comes late it raises (`Proxy::raise` and
 // `Proxy::raise_client`).
-INLINE int is_raised(const struct entry *entry, const struct splice *splice, u32 side, const struct segment *segment)
+INLINE int is_raised(const struct splice *splice, u32 side, const struct segment *segment)
 {
-    u32 behind = splice->first - segment->ack;
-    return side == LAN ? is_after(entry->ends[LAN].acked, segment->outer_ack) : behind && behind <= LONGEST;
+    u32 behind = side == LAN ? splice->kept_to - segment->outer_ack : splice->first - segment->ack;
+    return behind && behind <= (side == LAN ? MOST_KEPT : LONGEST);
 }
 
 // What becomes of a segment on its way to the other side: `Projection::apply_common`.

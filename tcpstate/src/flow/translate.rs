@@ -36,8 +36,8 @@ const CHECKSUM: usize = 16;
 ///    than 2^30. Without `timestamps[LAN]`, an option from the WAN is overwritten with no-operations.
 /// 6. From the LAN, if `timestamps[WAN]` and not `timestamps[LAN]`, a timestamps option is inserted in front of the other options, between two
 ///    no-operations and them: TSval is the engine's clock in milliseconds plus `ts[LAN]`, TSecr is `client_ts_value`. Not so in a RST or a fragment,
-///    where payload and options would then exceed `mss`, or where neither the header nor the frame's buffer has room; the last SACK blocks make
-///    room, down to one.
+///    where payload and options would then exceed `mss`, or where neither the header nor the frame's buffer has room; no-operations behind
+///    the last option, or else the last SACK blocks, make room, the blocks down to one.
 ///
 /// Options are those that [`Walk`] finds. Checksums are patched by the difference (RFC 1624), so that the payload need not be visible and a
 /// segment that came damaged stays so.
@@ -412,15 +412,20 @@ pub(crate) fn blank(header: &mut [u8], at: usize, len: usize, patch: &mut Patch)
     }
 }
 
-/// How many bytes of SACK blocks must go so that timestamps fit beside these options: none, or whole blocks off the end of a last SACK
+/// How many bytes must go off the end of these options so that timestamps fit beside them: none, or no-operations, or whole blocks of a last SACK
 /// option that keeps at least one, with that option's place and new length. `None` if they cannot be made to fit.
 fn surplus(options: &[u8]) -> Option<(usize, Option<(usize, u8)>)> {
     const BLOCK: usize = 8;
-    let surplus = (options.len() + TIMESTAMPS_ROOM).saturating_sub(MAX_OPTIONS).next_multiple_of(BLOCK);
-    if surplus == 0 {
+    let shortage = (options.len() + TIMESTAMPS_ROOM).saturating_sub(MAX_OPTIONS);
+    if shortage == 0 {
         return Some((0, None));
     }
-    let (kind, at, len) = Walk::new(options).last()?;
+    let last = Walk::new(options).last();
+    // Where blocks were taken out there is room.
+    if options.len() - last.map_or(0, |(_, at, len)| at + len) >= shortage {
+        return Some((shortage, None));
+    }
+    let (surplus, (kind, at, len)) = (shortage.next_multiple_of(BLOCK), last?);
     let spares =
         surplus <= TIMESTAMPS_ROOM && kind == kind::SACK && at + len + 4 > options.len() && len >= surplus + 2 + BLOCK;
     spares.then(|| (surplus, Some((at, (len - surplus) as u8))))
@@ -611,6 +616,18 @@ mod tests {
                 prop_assert_eq!(patch.apply(sums[0]), sums[1]);
             }
         }
+    }
+
+    #[test]
+    fn no_operations_behind_the_last_option_make_room_for_timestamps() {
+        let sack = [[5, 10].as_slice(), &[9; 8]].concat();
+        for (options, kept) in
+            [(vec![1; 36], 28), ([&sack[..], &[1; 26]].concat(), 28), ([&[1, 1][..], &sack, &[1; 28]].concat(), 28)]
+        {
+            assert_eq!(surplus(&options), Some((options.len() - kept, None)));
+        }
+        // Nothing of an option is taken for one, whatever is in it.
+        assert_eq!(surplus(&[[254, 36].as_slice(), &[1; 34]].concat()), None);
     }
 
     #[test]

@@ -364,6 +364,8 @@ struct Splice {
     deltas: (u32, u32),
     /// The first number of the server itself, as the client counts.
     first: SeqNum,
+    /// The client's number behind what the box itself has acknowledged.
+    kept_to: SeqNum,
     /// Of frames from the LAN, and from the WAN.
     ways: [Way; 2],
 }
@@ -432,6 +434,7 @@ impl Splice {
             flags: SECOND | if is_full { FULL } else { 0 },
             deltas: (redirect.seq_delta.shift(0), redirect.ts_delta.shift(0)),
             first: flow.outer_isn + 1,
+            kept_to: redirect.kept_to,
             ways: [
                 Way::new(Side::Lan, &second, own, [flow.mac(Side::Wan), redirect.mac]),
                 Way::new(Side::Wan, own, &second, [flow.mac(Side::Lan), redirect.own_mac]),
@@ -649,9 +652,9 @@ impl<'a> Entry<'a> {
 
     /// Writes the splice of the entry at `place`.
     fn fill_splice(&self, splice: &Splice, place: u32) {
-        let Splice { flags, deltas, first, ways } = splice;
+        let Splice { flags, deltas, first, kept_to, ways } = splice;
         self.word(DELTAS).set(pair(deltas.0, deltas.1));
-        self.word(CLOCK).set(pair(first.get(), 0));
+        self.word(CLOCK).set(pair(first.get(), kept_to.get()));
         self.word(SCALES).set(pair(0, place) | OWNED);
         [MACS, RETURNED_AT, GONE_AT, TOLD].into_iter().for_each(|n| self.word(n).set(0));
         let words = ways.iter().flat_map(Way::words);

@@ -1091,6 +1091,7 @@ impl Proxy {
         [redirect.mac, redirect.own_mac] = macs;
         redirect.seq_delta = SeqDelta::between(0, deltas.0);
         redirect.ts_delta = SeqDelta::between(0, deltas.1);
+        redirect.kept_to = self.table[id].endpoint(Side::Lan).acked;
         self.table.redirect(id, redirect)
     }
 

@@ -134,6 +134,7 @@ impl World {
         }
         let mut redirect = Redirect::new(&own, own.hash(proxy.settings.hash_keys), Side::Wan, Side::Lan);
         (redirect.seq_delta, redirect.ts_delta) = (delta(client_seq), delta(client_ts));
+        redirect.kept_to = SeqNum::new(ends[Side::Lan].acked);
         redirect.own_mac = if full { [2, 0, 0, 0, 0, 9] } else { [0; 6] };
         assert!(proxy.table.redirect(id, redirect));
         Self { proxy, id, deltas, ends, v6, full }
@@ -280,6 +281,24 @@ fn four_gigabytes_on_the_numbers_of_what_the_box_said_are_the_server_s() {
     let id = world.id;
     world.proxy.table.update(id, |flow| flow.outer_isn = SeqNum::new(1050));
     world.take((Side::Wan, 0, 100, 0, false, 8)).expect("it acknowledges what it has got, and no more");
+    // Likewise the other way round.
+    world.proxy.table.beside_mut(id).expect("it has a second key").kept_to = SeqNum::new(5050);
+    world.take((Side::Lan, 0, 100, 0, false, 8)).expect("it acknowledges what it has got, and no more");
+}
+
+/// A damaged segment passes as it is, and its receiver drops it. What it says must not come to him by another one.
+#[test]
+fn what_a_damaged_segment_acknowledges_no_sound_one_does() {
+    let mut world = World::new((1000, 5000), (1000, 2000), Deltas(PerSide::new((5, 6), (7, 8))), false, false);
+    for _ in 0..2 {
+        world.take((Side::Wan, 0, 1000, 0, false, 8)).expect("it passes");
+    }
+    let mut damaged = world.said(Side::Lan, 0, 10, 0);
+    damaged.ack = world.ends[Side::Wan].sent;
+    let (verdict, _) =
+        world.takes(Side::Lan, &TestSegment { damaged: true, ..damaged.on(Side::Lan, &world.deltas) }.frame());
+    assert_eq!(verdict, Verdict::Forward);
+    world.take((Side::Lan, 0, 10, 50, false, 8)).expect("it acknowledges half of it");
 }
 
 proptest! {

@@ -35,8 +35,8 @@ use crate::service::proxy_header::{self, Header, Told};
 use crate::service::{Choice, Group, Member, Reading, Service, tls};
 use crate::wire::checksum::Patch;
 use crate::wire::{
-    Addr, Flags, FlowKey, IPV4_LEN, IPV6_LEN, Kind, Mac, OptionList, Options, Outgoing, Segment, TCP_LEN, Walk, be16,
-    kind, put16,
+    Ace, Addr, Flags, FlowKey, IPV4_LEN, IPV6_LEN, Kind, Mac, OptionList, Options, Outgoing, Segment, TCP_LEN, Walk,
+    be16, kind, put16,
 };
 use crate::{DropReason, Event, Head, Instant, Side, Timing, Verdict};
 
@@ -51,6 +51,8 @@ const FLIGHT: usize = 16;
 const WAIT_FOR_NEIGHBOUR: Ticks = 64;
 /// How often a client that was turned away is told so.
 const FAREWELLS: u8 = 4;
+/// How much the box may have acknowledged a client by itself, and put in front of it.
+const MOST_KEPT: u32 = 1 << 17;
 /// For how long a client that was reset is reset again, should the first reset be lost: 4 s, in ticks. What it has sent was acknowledged, so that nothing
 /// it sends again proves anything any more.
 const RESET_AGAIN: Ticks = 4 * SECOND;
@@ -163,6 +165,8 @@ impl Proxy {
             let own = flow.endpoint_mut(Side::Lan);
             (own.acked, own.window, own.ttl) = (next, RawWindow(room), 0);
             flow.set(FlowFlags::TIMESTAMPS_PRESUMED, flow.is(FlowFlags::TIMESTAMPS));
+            // What the box says to a client of accurate ECN has the count with which every server begins (RFC 9768 section 3.2.2).
+            flow.set_ace(Side::Lan, Ace::FIRST);
         });
         let Some(id) = filled else { return self.turn_away(ctx, proof) };
         if let Some(beside) = self.table.beside_mut(id) {
@@ -671,6 +675,10 @@ impl Proxy {
         }
         let said_len = if number == 0 { 0 } else { self.caches.gathered.get(number).said_len() };
         let state = if left == 0 && said_len == 0 { State::WindowPending } else { State::Repeating };
+        let kept_to = self.table[id].endpoint(Side::Lan).acked;
+        if let Some(beside) = self.table.beside_mut(id) {
+            beside.kept_to = kept_to;
+        }
         let answer = *ctx.segment;
         if state == State::WindowPending {
             self.release_gathered(id);
@@ -835,12 +843,16 @@ impl Proxy {
         raise_to(ctx, first, flow.endpoint(Side::Wan).scale().unwrap_or_default())
     }
 
-    /// Raises the acknowledgement of a segment of a service's server to what the client was acknowledged, if it lies before that, and lowers its window by as
-    /// much: while the box repeats, and when such a segment comes late.
+    /// Raises the acknowledgement of a segment of a service's server to what the box itself has acknowledged the client, if it lies before that, and lowers its
+    /// window by as much: while the box repeats, and when such a segment comes late. Not to what the server has acknowledged since, as far as the record says:
+    /// that may be of a damaged segment, and what passes bears a sound sum.
     pub(super) fn raise(&self, ctx: &mut Context<impl Egress>, id: Id) -> Segment {
         let (segment, flow) = (*ctx.segment, &self.table[id]);
-        let end = flow.endpoint(Side::Lan).acked + self.table.client_deltas(id).0;
-        if !segment.ack.before(end) {
+        let Some(redirect) = self.table.redirected(id) else { return segment };
+        let end = redirect.kept_to + redirect.seq_delta;
+        let is_kept = end.beyond(segment.ack) <= MOST_KEPT;
+        let has_wrapped = flow.endpoint(Side::Lan).acked.before(redirect.kept_to);
+        if !segment.ack.before(end) || !is_kept || has_wrapped {
             return segment;
         }
         raise_to(ctx, end, flow.endpoint(Side::Lan).scale().unwrap_or_default())

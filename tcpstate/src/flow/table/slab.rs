@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 use crate::Side;
 use crate::flow::Flow;
 use crate::keyed::Keys;
-use crate::seq::SeqDelta;
+use crate::seq::{SeqDelta, SeqNum};
 use crate::wire::{FlowKey, Mac, Vlan};
 
 /// A fixed number of plain records: memory of this process, or memory that the owner of the table mapped and keeps mapped.
@@ -105,11 +105,13 @@ pub struct Redirect {
     told: [u32; 4],
     told_port: u16,
     spare: u16,
+    /// The client's number behind what the box itself has acknowledged, before the server did.
+    pub kept_to: SeqNum,
 }
 
 impl Redirect {
     /// The version of the layout.
-    pub const LAYOUT: u64 = 2;
+    pub const LAYOUT: u64 = 3;
 
     /// Instead of a place: what was kept of the connection is gone.
     pub const LOST: u16 = u16::MAX;
