@@ -19,13 +19,35 @@ pub use wire::{CE, Layout, Mode, Options, Segment};
 
 /// The byte at `offset` of the stream from `source` to `destination`, as every application of the world writes it.
 ///
-/// Neighbouring and distant bytes differ, so that a shifted or repeated payload shows.
+/// Neighbouring and distant bytes differ, so that a shifted or repeated payload shows. What goes to a port in [`SERVED`] begins with a request.
 pub fn pattern(source: SocketAddr, destination: SocketAddr, offset: u64) -> u8 {
+    if SERVED.contains(&destination.port())
+        && let Some(byte) = request(destination, offset)
+    {
+        return byte;
+    }
     let ends = u64::from(source.port()) << 16 | u64::from(destination.port());
     let mut word = (offset >> 3).wrapping_add(ends.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     (word >> ((offset & 7) * 8)) as u8
+}
+
+/// The ports of the LAN whose clients reach them by a service of the box.
+pub const SERVED: [u16; 2] = [86, 87];
+/// What they ask for, but for the number of the host.
+pub const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: l0.example\r\n\r\n";
+/// Where that is.
+const NUMBER: usize = 23;
+
+/// The byte at `offset` of what a client of a service sends first to this server.
+pub fn request(server: SocketAddr, offset: u64) -> Option<u8> {
+    let last = match server.ip() {
+        std::net::IpAddr::V4(address) => address.octets()[3],
+        std::net::IpAddr::V6(address) => address.octets()[15],
+    };
+    let at = usize::try_from(offset).ok()?;
+    REQUEST.get(at).map(|&byte| if at == NUMBER { b'0' + last % 10 } else { byte })
 }
 
 /// Why a segment must not reach its host.
@@ -252,6 +274,8 @@ pub struct Oracle {
     changing: BTreeSet<SocketAddr>,
     /// What the box may let clients send before their servers have promised anything.
     early: i64,
+    /// What the box may acknowledge and keep of what clients send to a port in [`SERVED`] before their servers have it.
+    kept: i64,
     /// Connections, by (opener, opened), whose SYN a bridge has passed before the proxy took over.
     bridged: BTreeSet<(SocketAddr, SocketAddr)>,
     /// Ends that have sent in a connection before the present one.
@@ -284,6 +308,7 @@ impl Oracle {
             retains_sack: false,
             changing: BTreeSet::new(),
             early: 0,
+            kept: 0,
             forgotten: BTreeSet::new(),
             bridged: BTreeSet::new(),
             adopts: false,
@@ -319,6 +344,11 @@ impl Oracle {
     /// Lets the box promise clients so many bytes before their servers have (an early handshake): it keeps what comes.
     pub fn promise_early(&mut self, window: u16) {
         self.early = window.into();
+    }
+
+    /// Lets the box keep so many bytes of what clients of services send, and acknowledge them, before it knows the server.
+    pub fn keep_first(&mut self, bytes: u16) {
+        self.kept = bytes.into();
     }
 
     /// Notes that a bridge has passed this SYN: the box does not answer for its receiver.
@@ -656,10 +686,11 @@ impl Oracle {
         let from_client = self.proxied(sender, receiver);
         // A connection that began across a bridge may be answered by the box when its SYN is repeated.
         let across = self.bridged.contains(&(receiver, sender)) || self.bridged.contains(&(sender, receiver));
-        let early = if from_server || across { self.early } else { 0 };
+        let kept = if from_server && SERVED.contains(&sender.port()) { self.kept } else { 0 };
+        let early = if from_server || across { self.early } else { 0 }.max(kept);
         let now = self.now;
         let end = self.ends.entry((receiver, sender)).or_default();
-        judge_voice(&segment, &peer, ancestor)?;
+        judge_voice(&segment, &peer, ancestor, kept > 0)?;
 
         if ancestor.is_some_and(|ancestor| ancestor.forged) {
             // Without the box it would arrive as well, and on connections that the box only watches it may.
@@ -725,7 +756,7 @@ impl Oracle {
                 format!("acknowledges position {acked}, but this host has sent up to {}", end.edge),
             );
         }
-        if acked > peer.acked.max(1) {
+        if acked > peer.acked.max(1).max(1 + kept) {
             return complain(
                 Rule::Acknowledgement,
                 format!("acknowledges position {acked}, but the peer has acknowledged only {}", peer.acked),
@@ -823,10 +854,12 @@ impl Oracle {
         }
 
         let edge = acked + (i64::from(segment.window) << end.peer_shift());
+        // What is left of a window where an acknowledgement was raised may be less than one unit of its own scale.
+        let unit = if (1..=1 + kept).contains(&acked) && kept > 0 { 1 << peer.own_shift() } else { 0 };
         // An open window smaller than one unit of the scale can be announced as one unit or not at all; and a window that
         // looks closed would stop the sender for good.
-        let least = segment.window == 1 && acked < peer.granted;
-        if edge > peer.granted.max(1 + early) && !least {
+        let least = segment.window == 1 && (acked < peer.granted || acked <= kept);
+        if edge > peer.granted.max(1 + early) + unit && !least {
             return complain(
                 Rule::Window,
                 format!("promises up to position {edge}, the peer only up to {}", peer.granted),
@@ -840,10 +873,13 @@ impl Oracle {
                 format!("takes back {} bytes that were promised up to position {}", end.opened - edge, end.opened),
             );
         }
+        // Where an acknowledgement is raised to what the box has given already, the window is lowered by as much.
+        let is_raised = kept > 0 && segment.window == 0;
         if let Some(ancestor) = ancestor
             && !ancestor.syn
             && ancestor.source == sender
             && (ancestor.window == 0) != (segment.window == 0)
+            && !is_raised
         {
             return complain(
                 Rule::Window,
@@ -941,14 +977,17 @@ fn judge_offer(segment: &Segment, offer: &Options, said: Option<&Options>) -> Re
 }
 
 /// What comes in a host's name and not from it has the hop limit and the class of what that host has sent, or the largest hop limit.
-fn judge_voice(segment: &Segment, peer: &End, ancestor: Option<Ancestor>) -> Result<(), Complaint> {
+fn judge_voice(segment: &Segment, peer: &End, ancestor: Option<Ancestor>, is_served: bool) -> Result<(), Complaint> {
     let passed = ancestor.is_some_and(|ancestor| ancestor.source == segment.source && !ancestor.syn || ancestor.forged);
     // A reset has the class of what it answers, and a SYN-ACK one that its server showed to others.
-    let any_class = segment.rst || segment.syn;
+    // So has what the box says of its own before it knows the server of a service.
+    let any_class = segment.rst || segment.syn || is_served && segment.hops == u8::MAX;
     let known = |(hops, class): &(u8, u8)| {
         (*hops == segment.hops || segment.hops == u8::MAX) && (any_class || *class == segment.class)
     };
-    if passed || peer.voices.is_empty() || peer.voices.iter().any(known) {
+    // The SYN-ACK of a service is the box's, whoever the server will be.
+    let is_own = is_served && segment.syn;
+    if passed || is_own || peer.voices.is_empty() || peer.voices.iter().any(known) {
         return Ok(());
     }
     let (hops, class) = (segment.hops, segment.class);

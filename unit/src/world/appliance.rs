@@ -1,13 +1,15 @@
 //! The box between the cables: the engine in the worker's loop, with frames from a bounded pool.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 
 use tcpstate::wire::Parsed;
 use tcpstate::{
-    Config, Counters, Directive, Egress, Event, Head, Instant, Memory, Metadata, Proxy, Secrets, ServerUpdate, Side,
-    Ticket, Verdict, Words,
+    Config, Counters, Directive, Egress, Event, Filter, Head, Instant, Memory, Metadata, Proxy, Secrets, ServerUpdate,
+    Side, Ticket, Verdict, Words,
 };
 
+use super::served::Served;
 use crate::oracle::layers::Layers;
 use crate::oracle::{Ancestor, Segment};
 
@@ -107,6 +109,8 @@ pub struct Build {
     pub switches: Vec<u64>,
     /// Whether the engine's timers wait for the next frame, so that turns are those of a plain bridge.
     pub lazy: bool,
+    /// What its services stand for, if it has any.
+    pub served: Option<Served>,
 }
 
 /// The box.
@@ -204,12 +208,16 @@ impl Appliance {
             return;
         };
         frame.start = HEADROOM;
+        frame.ancestor = ancestor(bytes, forged);
+        let mut bytes = bytes.to_vec();
+        if let Some(served) = &mut self.build.served {
+            served.enter(side, &mut bytes, corrupt);
+        }
         let (first, tail) = bytes.split_at(bytes.len().min(BUFFER - HEADROOM));
         frame.len = first.len();
         frame.buffer[HEADROOM..HEADROOM + first.len()].copy_from_slice(first);
         frame.tail = tail.to_vec();
         frame.corrupt = corrupt;
-        frame.ancestor = ancestor(bytes, forged);
         ring.push_back(frame);
     }
 
@@ -301,10 +309,14 @@ impl Appliance {
             }
             self.bring_back(time, &mut out);
         }
-        let sent = out
+        let mut sent: Vec<Sent> = out
             .iter()
             .map(|(to, frame)| Sent { to: *to, bytes: frame.bytes(), corrupt: frame.corrupt, ancestor: frame.ancestor })
             .collect();
+        if let Some(served) = &mut self.build.served {
+            let proxy = &self.proxy;
+            sent.iter_mut().for_each(|sent| served.leave(sent.to, &mut sent.bytes, |own| client_of(proxy, own, time)));
+        }
         self.transmitting.extend(out.into_iter().map(|(_, frame)| (now + self.build.transmission, frame)));
         sent
     }
@@ -389,6 +401,19 @@ impl Appliance {
             Some(id) => Err(format!("frame {id} is in {} places", seen[id])),
         }
     }
+}
+
+/// The client for which an address and port of the box stands.
+fn client_of(proxy: &Proxy, own: SocketAddr, now: Instant) -> Option<SocketAddr> {
+    let (mut found, mut cursor) = (None, Some(0));
+    while let Some(at) = cursor {
+        cursor = proxy.list(at, &Filter::default(), now, |connection| {
+            if connection.redirect.is_some_and(|redirect| redirect.socket(Side::Wan) == own) {
+                found = Some(connection.key.socket(Side::Wan));
+            }
+        });
+    }
+    found
 }
 
 /// What a frame is, to be compared with what it has become: a segment, or the first of its fragments.

@@ -12,6 +12,7 @@ mod envelope;
 mod host;
 mod link;
 mod scenario;
+mod served;
 mod view;
 
 use std::cmp::Reverse;
@@ -128,6 +129,8 @@ pub struct Mode {
     /// Every source has proved itself, and the box passes its connections: it must do what a cable does. No off-path attacker interferes, in whose
     /// frames a cable sees no difference.
     pub proved: bool,
+    /// The box has services, by which most clients of the WAN reach their servers.
+    pub services: bool,
     /// Every frame is printed as it passes.
     pub verbose: bool,
 }
@@ -137,7 +140,10 @@ pub struct Mode {
 /// # Errors
 /// The first complaint, panic, lost frame or connection without an end.
 pub fn run(seed: u64, mode: Mode) -> Result<Report, Box<Failure>> {
-    let mut scenario = Scenario::draw(seed, mode.bridge && !mode.proved);
+    let mut scenario = match mode.services {
+        true => Scenario::serving(seed),
+        false => Scenario::draw(seed, mode.bridge && !mode.proved),
+    };
     if mode.proved {
         scenario.prove();
         // The very world, to tell what a cable would have done.
@@ -304,6 +310,9 @@ impl World {
         }
         if scenario.build.config.sack_conflict == SackConflict::Retain {
             oracle.retain_sack();
+        }
+        if scenario.build.served.is_some() {
+            oracle.keep_first(scenario.build.config.first_bytes);
         }
         let mut events = Vec::new();
         let mut due_again = BTreeSet::new();

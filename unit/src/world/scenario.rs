@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tcpstate::config::{Asymmetric, Handshake, Mode, Proved};
+use tcpstate::config::{Asymmetric, Handshake, Mode, Proved, Reach};
 use tcpstate::{Config, Side};
 
 use super::appliance::Build;
@@ -10,6 +10,8 @@ use super::chance::Chance;
 use super::dialect::{Announced, Dialect, Ecn};
 use super::host::Close;
 use super::link::Faults;
+use super::served::{self, Served};
+use crate::oracle::SERVED;
 use crate::oracle::layers::Tags;
 
 /// Microseconds of a second.
@@ -271,6 +273,42 @@ impl Scenario {
         scenario
     }
 
+    /// The same with a box that has services, by which most clients of the WAN reach their servers. Routers send no errors, and what goes to a service is in one
+    /// piece and without a tag: of those services take no part, or tests of their own.
+    pub fn serving(seed: u64) -> Self {
+        let mut scenario = Self::draw(seed, false);
+        let mut chance = Chance::new(!seed ^ 0x5e71ce);
+        let build = &mut scenario.build;
+        (build.bridge_until, build.restarts, build.config.adopt_grace) = (0, Vec::new(), Duration::ZERO);
+        let reach = *chance.pick(&[Reach::Nat, Reach::Mac, Reach::Full]);
+        build.config.services = served::services(reach, HOSTS as u8);
+        build.config.service_buffers = if scenario.cramped { 2 } else { 64 };
+        // A client whose server is not connected in time is reset, and so it is not to be.
+        build.config.timeouts.dl_syn_sent = Duration::from_secs(600);
+        build.served = Some(Served::new(reach));
+        scenario.hops = [None; 2];
+        for host in &mut scenario.listeners[Side::Lan as usize] {
+            for _ in SERVED {
+                let mut dialect = Dialect::draw(&mut chance);
+                dialect.envelope.fragments = None;
+                host.push(Listener::Open(dialect, None));
+            }
+        }
+        for plan in scenario.plans.iter_mut().filter(|plan| plan.opener == Side::Wan) {
+            if chance.one_in(1, 4) {
+                continue;
+            }
+            plan.to_port = *chance.pick(&SERVED);
+            plan.up = plan.up.max(served::LEAST);
+            // The client speaks first, or nobody knows its server.
+            plan.speaks_after[0] = 0;
+            plan.speaks_after[1] = plan.speaks_after[1].min(plan.up);
+            plan.tags = [None; 2];
+            plan.dialect.envelope.fragments = None;
+        }
+        scenario
+    }
+
     /// A world without faults for one cell of the matrix: in a first connection the box learns the server's options, the
     /// second, from port [`Scenario::JUDGED`] on, is the one to look at.
     pub fn quiet(cell: &Cell, bridge: bool) -> Self {
@@ -417,6 +455,7 @@ fn draw_build(chance: &mut Chance, bridge: bool, cramped: bool) -> Build {
         all_proved: false,
         switches: Vec::new(),
         lazy: false,
+        served: None,
     }
 }
 

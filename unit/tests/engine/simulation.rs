@@ -3,7 +3,7 @@
 //! `SIM_SEED=n` replays one world and prints every frame; `SIM_SEEDS=n` runs the first n worlds instead of 256;
 //! `SIM_FIRST=n` begins elsewhere; with `SIM_BRIDGE=1` a replayed world has a plain bridge in the
 //! box's place, with `SIM_QUIET=1` no off-path attacker, and with `SIM_PROVED=1` every source has proved itself and passes;
-//! with `SIM_BRIDGE=1` besides, the very same world has a cable.
+//! with `SIM_BRIDGE=1` besides, the very same world has a cable. With `SIM_SERVICES=1` most clients of the WAN reach their servers by services of the box.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,7 +44,13 @@ fn number(name: &str) -> Option<u64> {
 /// The mode of a world that is replayed.
 fn mode() -> Mode {
     let is_on = |name| number(name) == Some(1);
-    Mode { bridge: is_on("SIM_BRIDGE"), quiet: is_on("SIM_QUIET"), proved: is_on("SIM_PROVED"), verbose: false }
+    Mode {
+        bridge: is_on("SIM_BRIDGE"),
+        quiet: is_on("SIM_QUIET"),
+        proved: is_on("SIM_PROVED"),
+        services: is_on("SIM_SERVICES"),
+        verbose: false,
+    }
 }
 
 /// Runs these worlds on two threads; panics with the seeds that fail.
@@ -89,11 +95,12 @@ fn run_all(first: u64, count: u64, mode: Mode) -> Report {
     if let Some(first) = failures.first() {
         panic!(
             "{} of {count} worlds failed; replay the first with\n\
-             {}{}{}SIM_SEED={} cargo test -p unit --test engine simulation:: -- --nocapture\n{}\n{}",
+             {}{}{}{}SIM_SEED={} cargo test -p unit --test engine simulation:: -- --nocapture\n{}\n{}",
             failures.len(),
             if mode.bridge { "SIM_BRIDGE=1 " } else { "" },
             if mode.quiet { "SIM_QUIET=1 " } else { "" },
             if mode.proved { "SIM_PROVED=1 " } else { "" },
+            if mode.services { "SIM_SERVICES=1 " } else { "" },
             first.seed,
             first.trace,
             first.what
@@ -144,6 +151,25 @@ fn the_oracle_finds_nothing_wrong_with_a_plain_bridge() {
         Mode { bridge: true, ..Mode::default() },
     );
     assert!(total.judged > 0 && total.finished > total.others, "{total:?}");
+}
+
+/// Clients ask for a server by name, over cables that lose, repeat, reorder and damage, from any number on: every byte is what the other end has sent, and no
+/// number one that its receiver cannot have.
+#[test]
+fn every_segment_through_a_service_can_be_accounted_for() {
+    if number("SIM_SEED").is_some() {
+        return;
+    }
+    let count = number("SIM_SEEDS").unwrap_or(192);
+    let total = run_all(number("SIM_FIRST").unwrap_or(0), count, Mode { services: true, ..Mode::default() });
+    let happened = |event: Event| total.events[event as usize];
+    if count >= 192 {
+        assert!(happened(Event::ServiceRouted) > 2 * count && happened(Event::Spliced) > 2 * count, "{total:?}");
+        let rare = [Event::Gathered, Event::GatheredRepeated, Event::AnswerRepeated];
+        for event in rare {
+            assert!(happened(event) > 0, "{} never happened in {count} worlds", event.label());
+        }
+    }
 }
 
 /// The oracle takes the box for a cable: it may say nothing of its own, and change nothing. A quarter of the worlds have restarts that leave nothing of
