@@ -556,15 +556,7 @@ pub(crate) fn block(service: &ServiceConfig) -> String {
         let bytes: Vec<_> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
         add(format!("mac = {{ \"{}\" }};", bytes.join(":")));
     }
-    add(format!(
-        "protocol = {};",
-        match protocol {
-            Protocol::Tls => "tls",
-            Protocol::Http => "http",
-            Protocol::Socks => "socks",
-            Protocol::Connect => "connect",
-        }
-    ));
+    add(format!("protocol = {};", protocol.label()));
     match header {
         ProxyHeader::None => {}
         ProxyHeader::V1 => add("proxy = v1;".to_owned()),

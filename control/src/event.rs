@@ -46,6 +46,20 @@ pub enum Event {
         /// What has changed it, in words.
         why: String,
     },
+    /// A server of services accepts connections again.
+    ServerUp {
+        /// Its address and port.
+        server: String,
+        /// The first service that names it.
+        service: String,
+    },
+    /// A server of services does not accept connections any more.
+    ServerDown {
+        /// Its address and port.
+        server: String,
+        /// The first service that names it.
+        service: String,
+    },
     /// A port has lost its link, or has it again.
     LinkChanged {
         /// The port: `lan` or `wan`.
@@ -187,6 +201,8 @@ impl Event {
             Event::AttackPeak(_) => "attack-peak",
             Event::AttackEnd(_) => "attack-end",
             Event::ModeSwitched { .. } => "mode-switched",
+            Event::ServerUp { .. } => "server-up",
+            Event::ServerDown { .. } => "server-down",
             Event::LinkChanged { .. } => "link-changed",
             Event::SettingsChanged { .. } => "settings-changed",
             Event::WorkerStalled { .. } => "worker-stalled",
@@ -218,6 +234,8 @@ impl Display for Event {
             Event::ModeSwitched { destination, from, to, why } => {
                 write!(f, "{destination}: from {from} to {to}, {why}")
             }
+            Event::ServerUp { server, service } => write!(f, "{server} of {service} accepts connections again"),
+            Event::ServerDown { server, service } => write!(f, "{server} of {service} accepts no connections any more"),
             Event::LinkChanged { interface, condition, lost, .. } => {
                 write!(f, "{interface} is {}; lost {lost} times", condition.name())
             }
@@ -298,6 +316,8 @@ mod tests {
             Event::AttackPeak(attack()),
             Event::AttackEnd(attack()),
             Event::ModeSwitched { destination: text.clone(), from: text.clone(), to: text.clone(), why: text.clone() },
+            Event::ServerUp { server: text.clone(), service: text.clone() },
+            Event::ServerDown { server: text.clone(), service: text.clone() },
             Event::LinkChanged {
                 port,
                 interface: interface.clone(),

@@ -39,8 +39,8 @@ pub use reply::{
 pub use request::{ClientList, LogLevel, Request};
 pub use role::{Access, Role};
 pub use view::{
-    Changed, Counted, Cursor, DestinationMode, Explained, Flow, FlowEnd, FlowFilter, FlowList, Sent, Side, Suggested,
-    Talker, Top,
+    Changed, Counted, Cursor, DestinationMode, Explained, Flow, FlowEnd, FlowFilter, FlowList, Sent, ServiceServer,
+    ServiceState, Side, Suggested, Talker, Top,
 };
 
 /// The directory of the control sockets, one for each running box.

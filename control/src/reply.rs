@@ -31,6 +31,8 @@ pub enum Reply {
     Policy(Vec<crate::DestinationMode>),
     /// To [`Request::SuggestPolicy`](crate::Request::SuggestPolicy), likewise.
     Suggested(Vec<crate::Suggested>),
+    /// To [`Request::Services`](crate::Request::Services): in the order of the configuration.
+    Services(Vec<crate::ServiceState>),
     /// To [`Request::Explain`](crate::Request::Explain).
     Explained(Box<Explained>),
     /// To [`Request::Captures`](crate::Request::Captures) and [`Request::StopCapture`](crate::Request::StopCapture).

@@ -98,6 +98,17 @@ pub enum Request {
     Policy,
     /// What was usual of each while it was not attacked, and thresholds that follow from it: [`Reply::Suggested`](crate::Reply::Suggested).
     SuggestPolicy,
+    /// Services and their servers: [`Reply::Services`](crate::Reply::Services).
+    Services,
+    /// Gives a server of services no connections anew, or some again; refused if no service names it. It holds until the box ends.
+    DrainServer {
+        /// Its address.
+        address: IpAddr,
+        /// Its port.
+        port: u16,
+        /// True to drain it, false to end that.
+        on: bool,
+    },
     /// Top talkers and all counters: [`Top`](crate::Top).
     Top,
     /// What the box would do with a frame: [`Explained`](crate::Explained). Changes nothing.

@@ -61,6 +61,7 @@ impl Request {
             | Request::Events { .. }
             | Request::Policy
             | Request::SuggestPolicy
+            | Request::Services
             | Request::Lists
             | Request::List { .. }
             | Request::Config => (Role::Read, Looks),
@@ -71,6 +72,7 @@ impl Request {
             | Request::DeleteServer(_)
             | Request::FlushServers { .. }
             | Request::Drain { .. }
+            | Request::DrainServer { .. }
             | Request::RotateSecrets
             | Request::Stop
             | Request::SetLogLevel { .. }

@@ -246,6 +246,50 @@ pub struct Suggested {
     pub enter_syn_rate: u64,
 }
 
+/// A service, and what all workers have counted of it since the start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ServiceState {
+    /// Its address and port, with the VLAN behind them if it has one.
+    pub service: String,
+    /// What its clients speak: `tls`, `http`, `socks` or `connect`.
+    pub protocol: String,
+    /// How its servers are reached: `nat`, `mac` or `full`.
+    pub reach: String,
+    /// Clients that have proved themselves.
+    pub opened: u64,
+    /// Clients whose server was chosen.
+    pub routed: u64,
+    /// Clients that were turned away.
+    pub refused: u64,
+    /// Clients that said nothing in time.
+    pub timed_out: u64,
+    /// Its servers; none where clients say themselves where they want to go.
+    pub servers: Vec<ServiceServer>,
+}
+
+/// A server of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ServiceServer {
+    /// Its address and port.
+    pub server: String,
+    /// Whether it accepts connections, as far as it is asked.
+    pub up: bool,
+    /// Whether it is asked (`check`).
+    pub checked: bool,
+    /// Whether it gets no connections anew, by its weight or by command.
+    pub drained: bool,
+    /// Whether its Ethernet address is known, or that of the router to it.
+    pub known: bool,
+    /// How many connections it gets in comparison with others.
+    pub weight: u16,
+    /// Connections that it has, of all services.
+    pub connections: u64,
+    /// Connections that it was given since the start, of all services.
+    pub given: u64,
+}
+
 /// Top talkers and all counters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -5,6 +5,7 @@ use crate::control::control_port::ControlPort;
 use crate::control::lists::{ListRegistry, Listed};
 use crate::control::reload::{Origin, Reloader, Surroundings};
 use crate::control::servers::ServerRegistry;
+use crate::control::service_watch::ServiceWatch;
 use crate::control::site::StatisticsSite;
 use crate::control::socket::{self, Serving, Socket, SocketPermissions};
 use crate::dataplane::engine::Bypass;
@@ -232,7 +233,8 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let cores = if arguments.no_pin { Cores::default() } else { Cores::for_each(workers) };
     let ready = ready_line(lan, wan, &pairs, arguments.bypass);
     let identity = identity(file.as_deref(), config, [lan, wan], &pairs);
-    let facts = facts(begin, [lan, wan], &pairs, arguments.bypass);
+    let has_services = !arguments.bypass && config.engine.service_buffers > 0;
+    let facts = facts(begin, [lan, wan], &pairs, arguments.bypass, has_services);
     let (samples, has_front) = (guard.take_shed_samples(), guard.has_front());
     let fast_path = guard.hand_down_words().map_err(Failure::Spawn)?;
     let former_flows = guard.former_hand_down_words();
@@ -344,6 +346,9 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     }
     let coordination = modes.clone().map(Coordinator::start).transpose().map_err(Failure::Spawn)?;
     let events = Events::start(inbox, &config.events, [lan, wan], board.clone(), samples)?;
+    let service_watch = has_services
+        .then(|| ServiceWatch::start(commands.clone(), board.clone(), events.sender().clone()))
+        .transpose()?;
     let services = Services {
         lists: lists.clone(),
         captures: captures.clone(),
@@ -381,7 +386,7 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     guard.release_host();
     service_manager::stopping();
     // What the next process waits for comes first.
-    drop((serving, coordination, watch));
+    drop((serving, coordination, watch, service_watch));
     if matches!(end, Err(Failure::Interrupted)) {
         // Workers may go on until the process ends.
         return end;
@@ -633,14 +638,14 @@ fn control_port(config: &Config) -> Result<Option<ControlPort>, Failure> {
 }
 
 /// What the control API says of the box.
-fn facts(begin: Instant, [lan, wan]: [&str; 2], pairs: &[Pair], bypass: bool) -> Facts {
+fn facts(begin: Instant, [lan, wan]: [&str; 2], pairs: &[Pair], bypass: bool, has_services: bool) -> Facts {
     let interface = |name: &str, port: Option<&dyn Port>| ::control::Interface {
         name: name.to_owned(),
         backend: port.map(|port| describe(&port.capabilities())).unwrap_or_default(),
         link: None,
     };
     let (lan_port, wan_port) = pairs.first().map(|pair| (&*pair.lan, &*pair.wan)).unzip();
-    Facts { begin, lan: interface(lan, lan_port), wan: interface(wan, wan_port), bypass }
+    Facts { begin, lan: interface(lan, lan_port), wan: interface(wan, wan_port), bypass, has_services }
 }
 
 /// What the metrics say of the box.

@@ -3,7 +3,9 @@
 
 use std::fmt::Write;
 use std::path::Path;
-use synproxy::metrics::descriptors::{Descriptor, Family, TABLE, TargetMetric, Timed, Total};
+use synproxy::metrics::descriptors::{
+    Descriptor, Family, ServiceMetric, ServiceServerMetric, TABLE, TargetMetric, Timed, Total,
+};
 
 /// How the control socket gives the metrics of a family.
 fn in_stats(family: Family) -> &'static str {
@@ -77,6 +79,17 @@ while frames arrive, and in `synctl top`: everywhere by the same name, which the
     );
     for metric in TargetMetric::ALL {
         let (description, series) = (metric.description(), metric.series());
+        let (label, kind, unit) = (description.label, description.kind.label(), description.unit.label());
+        let _ = writeln!(text, "| `{label}` | {kind} | {unit} | {} | `{series}` |", description.meaning);
+    }
+    text.push_str(
+        "\n## Services\n\nOf each [service](services.md), by the label `service`, which is its address and port, and of each of its servers, by the label \
+         `server` besides. Written by: the workers, which are asked at each scrape. In `synctl services --json`.\n\n\
+         | name | kind | unit | meaning | Prometheus |\n|---|---|---|---|---|\n",
+    );
+    let of_services = ServiceMetric::ALL.iter().map(|metric| (metric.description(), metric.series()));
+    let of_servers = ServiceServerMetric::ALL.iter().map(|metric| (metric.description(), metric.series()));
+    for (description, series) in of_services.chain(of_servers) {
         let (label, kind, unit) = (description.label, description.kind.label(), description.unit.label());
         let _ = writeln!(text, "| `{label}` | {kind} | {unit} | {} | `{series}` |", description.meaning);
     }

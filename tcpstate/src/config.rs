@@ -449,6 +449,16 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    /// The word of the configuration.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Protocol::Tls => "tls",
+            Protocol::Http => "http",
+            Protocol::Socks => "socks",
+            Protocol::Connect => "connect",
+        }
+    }
+
     /// Whether clients say where they want to go, and the box answers them.
     pub fn asks_for_place(self) -> bool {
         matches!(self, Protocol::Socks | Protocol::Connect)
@@ -522,6 +532,17 @@ pub enum Reach {
     Mac,
     /// As [`Reach::Nat`], and an address of the box with a port of its own takes the place of the client's.
     Full,
+}
+
+impl Reach {
+    /// The word of the configuration.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Reach::Nat => "nat",
+            Reach::Mac => "mac",
+            Reach::Full => "full",
+        }
+    }
 }
 
 /// Which of several servers gets a connection.

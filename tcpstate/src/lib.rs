@@ -26,6 +26,7 @@ mod time;
 mod verdict;
 pub mod wire;
 
+pub use cache::backends::ServiceCounts;
 pub use cache::gathered::GatheredSlab;
 pub use cache::servers::ServerSlab;
 pub use cache::updates::ServerUpdate;
@@ -37,7 +38,9 @@ pub use flow::table::{Adopted, Population, Redirect, Remains, Slab};
 pub use flow::{LAYOUT as RECORD_LAYOUT, State};
 pub use head::Head;
 pub use histogram::Histogram;
-pub use inspect::{Connection, ConnectionStatus, End, Excerpt, Explanation, Field, Filter, fields};
+pub use inspect::{
+    Connection, ConnectionStatus, End, Excerpt, Explanation, Field, Filter, ServerStatus, ServiceStatus, fields,
+};
 pub use memory::Words;
 pub use metric::{Description, MetricKind, Unit};
 pub use owner::Owners;

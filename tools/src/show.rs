@@ -1,7 +1,8 @@
 //! Replies of the box as text: status, counters, server entries and captures.
 
 use control::{
-    Capture, Counts, DestinationMode, Entry, Interface, Link, LinkCondition, Port, Record, Stats, Status, Suggested,
+    Capture, Counts, DestinationMode, Entry, Interface, Link, LinkCondition, Port, Record, ServiceServer, ServiceState,
+    Stats, Status, Suggested,
 };
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -98,6 +99,33 @@ pub fn destinations(destinations: &[DestinationMode]) -> String {
             own.proved,
             own.switches
         );
+    }
+    out
+}
+
+/// Services, each with its servers below it.
+pub fn services(services: &[ServiceState]) -> String {
+    if services.is_empty() {
+        return "there are no services\n".to_owned();
+    }
+    let mut out = String::new();
+    for own in services {
+        let ServiceState { service, protocol, reach, opened, routed, refused, timed_out, servers } = own;
+        let _ = writeln!(
+            out,
+            "{service}, {protocol}, {reach}: {opened} clients, {routed} routed, {refused} refused, {timed_out} silent"
+        );
+        for server in servers {
+            let state = match server {
+                ServiceServer { drained: true, .. } => "drained",
+                ServiceServer { up: false, .. } => "down",
+                ServiceServer { known: false, .. } => "unknown",
+                ServiceServer { checked: true, .. } => "up",
+                _ => "unchecked",
+            };
+            let ServiceServer { server, weight, connections, given, .. } = server;
+            let _ = writeln!(out, "  {server:<48} {state:<9} weight {weight:<5} {connections} connections of {given}");
+        }
     }
     out
 }

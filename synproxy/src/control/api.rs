@@ -18,12 +18,13 @@ use crate::state::Keeper;
 use ::control::wire::Operation;
 use ::control::{
     Access, CaptureKind, CaptureLimits, Counts, Cursor, Drain, FlowFilter, FlowList, Flows, Interface, Refusal, Reply,
-    Request, Role, Stats, Status, Top, Whoami, Why,
+    Request, Role, ServiceState, Stats, Status, Top, Whoami, Why,
 };
 use pktio::capture::ExistingFile;
 use rand::TryRng;
 use rand::rngs::SysRng;
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -51,6 +52,8 @@ pub struct Facts {
     pub wan: Interface,
     /// Whether frames are forwarded without the engine (`--bypass`).
     pub bypass: bool,
+    /// Whether there can be services.
+    pub has_services: bool,
 }
 
 /// A client that sends a request.
@@ -217,6 +220,8 @@ impl ControlApi {
             Request::Events { after } => Reply::Events(self.journal.after(after)),
             Request::Policy => Reply::Policy(self.target_status().iter().map(views::destination).collect()),
             Request::SuggestPolicy => Reply::Suggested(self.target_status().iter().map(views::suggested).collect()),
+            Request::Services => Reply::Services(self.services()),
+            Request::DrainServer { address, port, on } => self.drain_server(address, port, on),
             Request::Top => Reply::Top(Box::new(self.top())),
             Request::Explain { side, frame, worker } => self.explain(side, &frame, worker, role),
             Request::SetLogLevel { level } => {
@@ -300,6 +305,38 @@ impl ControlApi {
             "new connections are answered again"
         };
         Reply::Done(message.to_owned())
+    }
+
+    /// Gives a server of services no connections anew, or some again.
+    fn drain_server(&self, address: IpAddr, port: u16, on: bool) -> Reply {
+        let command = Command::DrainServer { address: views::engine_address(address), port, drained: on };
+        let answers = self.workers.send(&command);
+        if let Some(silent) = answers.iter().position(Option::is_none) {
+            return self::silent(silent);
+        }
+        let server = SocketAddr::new(address, port);
+        if answers.iter().flatten().any(|answer| matches!(answer, Answer::NoServer)) {
+            return Reply::refuse(Why::Refused, format!("no service names the server {server}"));
+        }
+        let message = if on {
+            format!("{server} gets no new connections; `synctl services` shows how many it has left")
+        } else {
+            format!("{server} gets new connections again")
+        };
+        Reply::Done(message)
+    }
+
+    /// Services and their servers: what all workers have counted together.
+    pub fn services(&self) -> Vec<ServiceState> {
+        if !self.facts.has_services {
+            return Vec::new();
+        }
+        let answers = self.workers.send(&Command::Services).into_iter().flatten();
+        let of_workers = answers.filter_map(|answer| match answer {
+            Answer::Services(services) => Some(services),
+            _ => None,
+        });
+        views::services(of_workers)
     }
 
     /// Ends the box, and leaves nothing of its state.

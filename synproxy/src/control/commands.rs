@@ -15,7 +15,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tcpstate::{Connection, CookieClock, Excerpt, Filter, Lists, NameAnswer, Policy, Rotation, ServerTable, Side};
+use tcpstate::{
+    Connection, CookieClock, Excerpt, Filter, Lists, NameAnswer, Policy, Rotation, ServerTable, ServiceStatus, Side,
+};
 
 /// Commands that a queue holds: more than there are clients, each of which waits for the answer to one.
 const CAPACITY: usize = 128;
@@ -66,6 +68,17 @@ pub enum Command {
     },
     /// Report the top talkers.
     Top,
+    /// Report services and their servers.
+    Services,
+    /// Give a server of services no connections anew, or some again.
+    DrainServer {
+        /// Its address; an IPv4 address in its IPv6-mapped form.
+        address: [u32; 4],
+        /// Its port.
+        port: u16,
+        /// Whether it gets none.
+        drained: bool,
+    },
     /// Go on with a connection whose server's name has been looked up.
     Resolved(Arc<NameAnswer>),
 }
@@ -85,6 +98,7 @@ impl Command {
             Command::List { .. } => CommandKind::Flows,
             Command::Explain { .. } => CommandKind::Explain,
             Command::Top => CommandKind::Top,
+            Command::Services | Command::DrainServer { .. } => CommandKind::Services,
             Command::Resolved(_) => CommandKind::Resolved,
         }
     }
@@ -105,6 +119,10 @@ pub enum Answer {
     Listed(Vec<Connection>, Option<u32>),
     /// To [`Command::Explain`]: a copy of all the state that decides what happens to the frame.
     Excerpt(Box<Excerpt>),
+    /// To [`Command::Services`].
+    Services(Vec<ServiceStatus>),
+    /// To [`Command::DrainServer`]: no service has it.
+    NoServer,
     /// To [`Command::Top`].
     Top(TalkerReport),
 }

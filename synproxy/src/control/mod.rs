@@ -10,6 +10,7 @@ pub mod control_port;
 pub mod lists;
 pub mod reload;
 pub mod servers;
+pub mod service_watch;
 pub mod site;
 pub mod socket;
 pub mod views;

@@ -205,6 +205,7 @@ impl Site for StatisticsSite {
                 let identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 let mut text = prometheus::text(&workers, &self.board.supervisor(), &identity);
                 text.push_str(&prometheus::targets(&self.api.target_status()));
+                text.push_str(&prometheus::services(&self.api.services()));
                 Some((prometheus::CONTENT_TYPE, text.into_bytes()))
             }
             "/-/healthy" => Some(("text/plain; charset=utf-8", b"the box runs\n".to_vec())),

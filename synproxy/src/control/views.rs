@@ -6,7 +6,8 @@ use crate::metrics::top_talkers::{Name, Talker, TalkerReport};
 use crate::process::clock;
 use crate::process::link_monitor::LinkReport;
 use ::control::{
-    Changed, Counted, DestinationMode, Explained, Flow, FlowEnd, FlowFilter, Link, Role, Sent, Suggested, Why,
+    Changed, Counted, DestinationMode, Explained, Flow, FlowEnd, FlowFilter, Link, Role, Sent, ServiceServer,
+    ServiceState, Suggested, Why,
 };
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -14,7 +15,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 use tcpstate::config::Network;
 use tcpstate::wire::Addr;
-use tcpstate::{Connection, End, Event, Explanation, Field, Filter, Head, Side, State, Verdict};
+use tcpstate::{
+    Connection, End, Event, Explanation, Field, Filter, Head, ServerStatus, ServiceStatus, Side, State, Verdict,
+};
 
 /// Bytes before a frame that is explained, as many as a frame of a pool has at least.
 const HEADROOM: usize = 256;
@@ -289,6 +292,79 @@ fn talker(Talker { name, frames, surplus, syns, bytes }: &Talker) -> ::control::
 /// The refusal of a request that is not well-formed.
 pub fn malformed(what: String) -> ::control::Reply {
     ::control::Reply::refuse(Why::Malformed, what)
+}
+
+/// An address as the engine has it.
+pub fn engine_address(address: IpAddr) -> [u32; 4] {
+    let bits = match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(address) => address.to_bits(),
+    };
+    [96, 64, 32, 0].map(|shift| (bits >> shift) as u32)
+}
+
+fn socket_address(address: &[u32; 4], v6: bool, port: u16) -> SocketAddr {
+    let bits = address.iter().fold(0, |bits, &word| bits << 32 | u128::from(word));
+    let ip = if v6 { IpAddr::V6(bits.into()) } else { IpAddr::V4((bits as u32).into()) };
+    SocketAddr::new(ip, port)
+}
+
+/// Services as all workers know them together: what they have counted is added up, and the first is taken at its word for the rest.
+pub fn services(of_workers: impl Iterator<Item = Vec<ServiceStatus>>) -> Vec<ServiceState> {
+    let mut all: Vec<ServiceState> = Vec::new();
+    for services in of_workers {
+        for own in services.iter().map(service) {
+            // Between two policies workers may know different ones.
+            let Some(known) = all.iter_mut().find(|known| known.service == own.service) else {
+                all.push(own);
+                continue;
+            };
+            known.opened += own.opened;
+            known.routed += own.routed;
+            known.refused += own.refused;
+            known.timed_out += own.timed_out;
+            for server in own.servers {
+                match known.servers.iter_mut().find(|known| known.server == server.server) {
+                    None => known.servers.push(server),
+                    Some(known) => {
+                        known.connections += server.connections;
+                        known.given += server.given;
+                    }
+                }
+            }
+        }
+    }
+    all
+}
+
+fn service(status: &ServiceStatus) -> ServiceState {
+    let ServiceStatus { address, port, v6, vlan, protocol, reach, counts, servers } = status;
+    let tag = if *vlan == 0 { String::new() } else { format!(" vlan {vlan}") };
+    ServiceState {
+        service: format!("{}{tag}", socket_address(address, *v6, *port)),
+        protocol: protocol.label().to_owned(),
+        reach: reach.label().to_owned(),
+        opened: counts.opened,
+        routed: counts.routed,
+        refused: counts.refused,
+        timed_out: counts.timeouts,
+        servers: servers.iter().map(server).collect(),
+    }
+}
+
+fn server(status: &ServerStatus) -> ServiceServer {
+    let ServerStatus { address, port, v6, weight, is_up, is_checked, is_drained, is_known, connections, given } =
+        *status;
+    ServiceServer {
+        server: socket_address(&address, v6, port).to_string(),
+        up: is_up,
+        checked: is_checked,
+        drained: is_drained || weight == 0,
+        known: is_known,
+        weight,
+        connections: connections.into(),
+        given,
+    }
 }
 
 /// A destination and its mode.

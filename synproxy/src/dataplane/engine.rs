@@ -299,6 +299,10 @@ impl Engine for Proxy {
             Command::Explain { side, frame } => {
                 return Answer::Excerpt(Box::new(self.excerpt(side, &FrameBuffer::new(&frame).head())));
             }
+            Command::Services => return Answer::Services(self.service_status()),
+            Command::DrainServer { address, port, drained } => {
+                return if self.drain_server(&address, port, drained) { Answer::Done } else { Answer::NoServer };
+            }
             Command::ServerTable(servers) => return Answer::Former(self.command(servers)),
             Command::SetPolicy(policy) => return Answer::FormerPolicy(self.set_policy(policy, now)),
             Command::SetLists(lists) => return Answer::FormerLists(self.set_lists(lists)),

@@ -6,6 +6,7 @@
 //! engine by one of [`DropReason`] or [`Event`].
 
 use crate::dataplane::modes::TargetStatus;
+use ::control::{ServiceServer, ServiceState};
 use pktio::{PortStatistics, RingStatistics};
 use tcpstate::{Description, DropReason, Event, MetricKind, Population, Side, Timing, Unit, metrics};
 
@@ -336,6 +337,10 @@ metrics! {
         AttackEnd = "attack-end",
         /// The mode of a destination has changed.
         ModeSwitched = "mode-switched",
+        /// A server of services accepts connections again.
+        ServerUp = "server-up",
+        /// A server of services does not accept connections any more.
+        ServerDown = "server-down",
         /// A port has lost its link, or has it again.
         LinkChanged = "link-changed",
         /// Somebody has changed settings of an interface that the box had set.
@@ -403,6 +408,76 @@ metrics! {
     }
 }
 
+metrics! {
+    /// What is counted of each service, by all workers together. For Prometheus and `synctl services`.
+    pub enum ServiceMetric: Counter, Connections {
+        /// Clients that have proved themselves.
+        Opened = "opened",
+        /// Clients whose server was chosen.
+        Routed = "routed",
+        /// Clients that were turned away.
+        Refused = "refused",
+        /// Clients that said nothing in time.
+        TimedOut = "timed-out",
+    }
+}
+
+impl ServiceMetric {
+    /// Its value for a service.
+    pub fn of(self, service: &ServiceState) -> u64 {
+        match self {
+            ServiceMetric::Opened => service.opened,
+            ServiceMetric::Routed => service.routed,
+            ServiceMetric::Refused => service.refused,
+            ServiceMetric::TimedOut => service.timed_out,
+        }
+    }
+
+    /// Its name in Prometheus.
+    pub fn series(self) -> String {
+        series("service", self.description())
+    }
+}
+
+metrics! {
+    /// What is known of each server of services, by all workers together. For Prometheus and `synctl services`.
+    pub enum ServiceServerMetric: Gauge, Times {
+        /// Whether it accepts connections, as far as it is asked: 1 or 0.
+        Up = "up",
+        /// Whether it gets no connections anew, by its weight or by command: 1 or 0.
+        Drained = "drained",
+        /// Connections that it has, of all services.
+        Open = "open" in Connections,
+        /// Connections that it was given, of all services.
+        Given = "given" is Counter in Connections,
+    }
+}
+
+impl ServiceServerMetric {
+    /// Its value for a server.
+    pub fn of(self, server: &ServiceServer) -> u64 {
+        match self {
+            ServiceServerMetric::Up => server.up.into(),
+            ServiceServerMetric::Drained => server.drained.into(),
+            ServiceServerMetric::Open => server.connections,
+            ServiceServerMetric::Given => server.given,
+        }
+    }
+
+    /// Its name in Prometheus.
+    pub fn series(self) -> String {
+        series("service_server", self.description())
+    }
+}
+
+/// The name in Prometheus of what is counted of one of several.
+fn series(of: &str, Description { label, kind, unit, .. }: Description) -> String {
+    let unit = if label.ends_with(unit.label()) || unit == Unit::Times { "" } else { unit.label() };
+    let words = [label.replace('-', "_").as_str(), unit].join("_");
+    let total = if kind == MetricKind::Counter { "_total" } else { "" };
+    format!("synproxy_{of}_{}{total}", words.trim_end_matches('_'))
+}
+
 impl TargetMetric {
     /// Its value for a destination.
     pub fn of(self, status: &TargetStatus) -> u64 {
@@ -420,11 +495,7 @@ impl TargetMetric {
 
     /// Its name in Prometheus.
     pub fn series(self) -> String {
-        let Description { label, kind, unit, .. } = self.description();
-        let unit = if label.ends_with(unit.label()) || unit == Unit::Times { "" } else { unit.label() };
-        let words = [label.replace('-', "_").as_str(), unit].join("_");
-        let total = if kind == MetricKind::Counter { "_total" } else { "" };
-        format!("synproxy_policy_{}{total}", words.trim_end_matches('_'))
+        series("policy", self.description())
     }
 }
 
@@ -453,6 +524,8 @@ metrics! {
         Explain = "explain",
         /// Copying the top talkers, for `top`.
         Top = "top",
+        /// Reporting services and their servers, or draining a server, for `services`, for a scrape of the metrics and for events.
+        Services = "services",
         /// Going on with a connection whose server's name has been looked up.
         Resolved = "resolved",
         /// Publishing the statistics, ten times a second: no command, and all that a scrape of the metrics costs a worker.

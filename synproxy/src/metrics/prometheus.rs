@@ -1,10 +1,11 @@
 //! The statistics in Prometheus' text format, version 0.0.4, made from the one [table](super::descriptors::TABLE).
 //!
-//! A scrape reads what the workers have published; it asks nothing of them.
+//! A scrape reads what the workers have published; it asks nothing of them, but of services, where there can be some.
 
-use super::descriptors::{Descriptor, TABLE, TargetMetric, Timed, Writer};
+use super::descriptors::{Descriptor, ServiceMetric, ServiceServerMetric, TABLE, TargetMetric, Timed, Writer};
 use super::snapshot::Snapshot;
 use crate::dataplane::modes::TargetStatus;
+use ::control::ServiceState;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use tcpstate::config::Mode;
@@ -99,6 +100,33 @@ pub fn targets(targets: &[TargetStatus]) -> String {
         for status in targets {
             let policy = escaped(&status.target.to_string());
             let _ = writeln!(text, "{name}{{policy=\"{policy}\"}} {}", metric.of(status));
+        }
+    }
+    text
+}
+
+/// What is counted of services, by the label `service`, and of their servers, by the label `server` besides.
+pub fn services(services: &[ServiceState]) -> String {
+    let mut text = String::new();
+    if services.is_empty() {
+        return text;
+    }
+    for &metric in ServiceMetric::ALL {
+        let (name, kind) = (metric.series(), metric.description().kind.label());
+        let _ = writeln!(text, "# HELP {name} {}\n# TYPE {name} {kind}", escaped_help(metric.meaning()));
+        for service in services {
+            let _ = writeln!(text, "{name}{{service=\"{}\"}} {}", escaped(&service.service), metric.of(service));
+        }
+    }
+    for &metric in ServiceServerMetric::ALL {
+        let (name, kind) = (metric.series(), metric.description().kind.label());
+        let _ = writeln!(text, "# HELP {name} {}\n# TYPE {name} {kind}", escaped_help(metric.meaning()));
+        for service in services {
+            for server in &service.servers {
+                let labels =
+                    format!("service=\"{}\",server=\"{}\"", escaped(&service.service), escaped(&server.server));
+                let _ = writeln!(text, "{name}{{{labels}}} {}", metric.of(server));
+            }
         }
     }
     text
@@ -216,6 +244,45 @@ mod tests {
         let types: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
         let own: BTreeSet<&str> = types.iter().map(|line| line.split(' ').next().unwrap()).collect();
         assert_eq!(own.len(), types.len());
+    }
+
+    #[test]
+    fn services_and_their_servers_are_told_apart_by_labels() {
+        assert_eq!(services(&[]), "");
+        let server = |server: &str, up| ::control::ServiceServer {
+            server: server.to_owned(),
+            up,
+            checked: true,
+            drained: !up,
+            known: true,
+            weight: 2,
+            connections: 3,
+            given: 4,
+        };
+        let service = ServiceState {
+            service: "192.0.2.100:443".to_owned(),
+            protocol: "tls".to_owned(),
+            reach: "nat".to_owned(),
+            opened: 10,
+            routed: 9,
+            refused: 8,
+            timed_out: 7,
+            servers: vec![server("192.0.2.10:443", true), server("[2001:db8::1]:443", false)],
+        };
+        let text = services(&[service]);
+        for line in [
+            "# TYPE synproxy_service_opened_connections_total counter",
+            "synproxy_service_opened_connections_total{service=\"192.0.2.100:443\"} 10",
+            "synproxy_service_timed_out_connections_total{service=\"192.0.2.100:443\"} 7",
+            "# TYPE synproxy_service_server_up gauge",
+            "synproxy_service_server_up{service=\"192.0.2.100:443\",server=\"192.0.2.10:443\"} 1",
+            "synproxy_service_server_up{service=\"192.0.2.100:443\",server=\"[2001:db8::1]:443\"} 0",
+            "synproxy_service_server_drained{service=\"192.0.2.100:443\",server=\"[2001:db8::1]:443\"} 1",
+            "synproxy_service_server_open_connections{service=\"192.0.2.100:443\",server=\"192.0.2.10:443\"} 3",
+            "synproxy_service_server_given_connections_total{service=\"192.0.2.100:443\",server=\"192.0.2.10:443\"} 4",
+        ] {
+            assert!(text.lines().any(|own| own == line), "{line}\n{text}");
+        }
     }
 
     #[test]

@@ -48,6 +48,10 @@ struct Slot {
     attempt: Option<Attempt>,
     /// How many connections it has.
     connections: u32,
+    /// How many it was given.
+    given: u64,
+    /// Whether it gets none anew, by command.
+    is_drained: bool,
 }
 
 impl Slot {
@@ -59,6 +63,28 @@ impl Slot {
         let (lan, lan_port, wan, v6) = (self.address, self.port, self.asker.0, self.v6);
         FlowKey { lan, lan_port, wan, wan_port: port, v6, vlan: network(self.vlan) }
     }
+}
+
+/// What became of the clients of a service since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServiceCounts {
+    /// Clients that have proved themselves.
+    pub opened: u64,
+    /// Those whose server was chosen.
+    pub routed: u64,
+    /// Those that were turned away.
+    pub refused: u64,
+    /// Those that said nothing in time.
+    pub timeouts: u64,
+}
+
+/// A service and its counts.
+#[derive(Clone, Copy)]
+struct Counted {
+    address: Addr,
+    port: u16,
+    vlan: u16,
+    counts: ServiceCounts,
 }
 
 /// A server that has become usable, or is no more.
@@ -106,6 +132,8 @@ pub struct Backends {
     slots: Vec<Slot>,
     /// By the number of a server in the configuration.
     slot_of: Vec<u16>,
+    /// By the number of a service in the configuration.
+    counted: Vec<Counted>,
     next_port: u16,
     /// Whether this worker asks.
     is_first: bool,
@@ -113,7 +141,7 @@ pub struct Backends {
 
 impl Default for Backends {
     fn default() -> Self {
-        Self { slots: Vec::new(), slot_of: Vec::new(), next_port: 0, is_first: true }
+        Self { slots: Vec::new(), slot_of: Vec::new(), counted: Vec::new(), next_port: 0, is_first: true }
     }
 }
 
@@ -124,6 +152,14 @@ impl Backends {
             (slot.next_hop, slot.due, slot.attempt) = (None, None, None);
         }
         self.slot_of.clear();
+        let former = core::mem::take(&mut self.counted);
+        for service in (0..).map_while(|number| services.get(number)) {
+            let own = (service.address, service.port, service.vlan);
+            let known = former.iter().find(|other| (other.address, other.port, other.vlan) == own);
+            let counts = known.map(|known| known.counts).unwrap_or_default();
+            let (address, port, vlan) = own;
+            self.counted.push(Counted { address, port, vlan, counts });
+        }
         for server in services.servers() {
             let at = self.slots.iter().position(|slot| slot.is(server));
             let is_spare = |slot: &Slot| slot.next_hop.is_none() && slot.connections == 0;
@@ -145,6 +181,8 @@ impl Backends {
                 due: None,
                 attempt: None,
                 connections: 0,
+                given: 0,
+                is_drained: false,
             };
             let at = match at.or_else(spare) {
                 Some(at) => at,
@@ -200,7 +238,42 @@ impl Backends {
     pub fn count(&mut self, slot: u16) {
         if let Some(slot) = self.slots.get_mut(usize::from(slot)) {
             slot.connections += 1;
+            slot.given += 1;
         }
+    }
+
+    /// Counts one that another process has given to it.
+    pub fn recount(&mut self, slot: u16) {
+        if let Some(slot) = self.slots.get_mut(usize::from(slot)) {
+            slot.connections += 1;
+        }
+    }
+
+    /// How many connections it was given since the start.
+    pub fn given(&self, slot: u16) -> u64 {
+        self.slots.get(usize::from(slot)).map_or(0, |slot| slot.given)
+    }
+
+    /// Whether it gets none anew, by command.
+    pub fn is_drained(&self, slot: u16) -> bool {
+        self.slots.get(usize::from(slot)).is_some_and(|slot| slot.is_drained)
+    }
+
+    /// From now on a server that the configuration names gets no connections anew, or gets some again; false if it names none such.
+    pub fn drain(&mut self, address: &Addr, port: u16, drained: bool) -> bool {
+        let is_it = |slot: &&mut Slot| (slot.address, slot.port) == (*address, port) && slot.next_hop.is_some();
+        let found = self.slots.iter_mut().filter(is_it).map(|slot| slot.is_drained = drained).count();
+        found > 0
+    }
+
+    /// What became of the clients of a service, by its number in the configuration.
+    pub fn counts(&self, service: u16) -> ServiceCounts {
+        self.counted.get(usize::from(service)).map_or_else(Default::default, |counted| counted.counts)
+    }
+
+    /// The same, to change.
+    pub fn counts_mut(&mut self, service: u16) -> Option<&mut ServiceCounts> {
+        self.counted.get_mut(usize::from(service)).map(|counted| &mut counted.counts)
     }
 
     /// Counts one less.
@@ -354,11 +427,28 @@ mod tests {
         backends.set(&services(&[5, 4]), now);
         assert_eq!((backends.slot(1), backends.slot(0)), (slots[2], slots[0]), "the first's is free");
         assert_eq!((backends.connections(slots[1]), backends.next_hop(slots[1])), (1, None));
+        assert!(!backends.drain(&[0, 0, 0xffff, 3], 80, true), "it is not named any more");
         backends.set(&services(&[6, 3]), now);
         assert_eq!((backends.slot(1), backends.connections(slots[1])), (slots[1], 1));
         backends.discount(slots[1]);
         assert_eq!(backends.connections(slots[1]), 0);
         assert_eq!(backends.slot_at(&[0, 0, 0xffff, 6], 80, 0), Some(backends.slot(0)));
+    }
+
+    #[test]
+    fn a_server_stays_drained_and_a_service_counted_when_the_configuration_is_read_again() {
+        let now = Instant::from_secs(1000);
+        let mut backends = Backends::default();
+        backends.set(&services(&[2, 3]), now);
+        assert!(backends.drain(&[0, 0, 0xffff, 3], 80, true));
+        backends.counts_mut(0).expect("the service").opened += 1;
+        backends.count(backends.slot(0));
+        backends.recount(backends.slot(0));
+        backends.set(&services(&[4, 3, 2]), now);
+        assert_eq!([0, 1, 2].map(|server| backends.is_drained(backends.slot(server))), [false, true, false]);
+        assert_eq!((backends.counts(0).opened, backends.given(backends.slot(2))), (1, 1));
+        assert!(backends.drain(&[0, 0, 0xffff, 3], 80, false));
+        assert!(!backends.is_drained(backends.slot(1)));
     }
 
     #[test]

@@ -8,7 +8,8 @@
 use core::fmt::{self, Write};
 
 use super::Connection;
-use crate::flow::table::{Id, Table};
+use crate::flow::table::{Id, Redirect, Table};
+use crate::policy::ServiceMark;
 use crate::proxy::Proxy;
 use crate::proxy::passthrough::UnprovedFlows;
 use crate::wire::{Flags, FlowKey, Kind, Mac, Options, Parsed, Segment, Tags, Walk, kind};
@@ -179,6 +180,7 @@ impl Excerpt {
                 }
             });
         }
+        trace.steps.extend(meta.key().and_then(|key| proxy.service_in_words(key, meta.hash)));
         let verdict = proxy.on_frame(side, &meta, head, now, &mut trace);
         let after = proxy.look_up(&meta, now);
         let released = core::iter::from_fn(|| proxy.next_release()).count();
@@ -189,6 +191,21 @@ impl Excerpt {
 }
 
 impl Proxy {
+    /// That the frame is one of a service, or for it, and what its server knows the connection by.
+    fn service_in_words(&self, key: &FlowKey, hash: u64) -> Option<String> {
+        let found = self.table.find(key, hash);
+        let own = &found.map_or(*key, |id| self.table.key(id));
+        let services = &self.settings.policy.services;
+        let ServiceMark::Service(number) = self.settings.policy.rule(own).service else { return None };
+        let service = services.get(number).filter(|_| !services.is_empty())?;
+        let (socket, protocol, reach) = (own.socket(Side::Lan), service.protocol.label(), service.reach.label());
+        let second =
+            found.and_then(|id| self.table.redirected(id)).map(Redirect::key).map_or(String::new(), |second| {
+                format!("; its server is {}, for which it is {}", second.socket(Side::Lan), second.socket(Side::Wan))
+            });
+        Some(format!("{socket} is a service of the box ({protocol}, {reach}){second}"))
+    }
+
     fn look_up(&self, meta: &Metadata, now: Instant) -> Option<Connection> {
         let key = meta.key()?;
         let id = self.table.find(key, meta.hash)?;

@@ -321,7 +321,7 @@ impl Proxy {
 
     /// The box has said all it has to say to a client, which gets no server.
     fn finish_talk(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
-        self.counters.count(Event::ServiceRefused);
+        self.count_of_service(id, Event::ServiceRefused);
         self.end_talk(id, now, egress);
     }
 

@@ -92,6 +92,20 @@ impl Proxy {
         self.settings.policy.rule(key).service
     }
 
+    /// Counts what becomes of a client of a service.
+    pub(super) fn count_of_service(&mut self, id: Id, event: Event) {
+        self.counters.count(event);
+        let ServiceMark::Service(number) = self.settings.policy.rule(&self.table.key(id)).service else { return };
+        let Some(counts) = self.caches.backends.counts_mut(number) else { return };
+        match event {
+            Event::ServiceOpened => counts.opened += 1,
+            Event::ServiceRouted => counts.routed += 1,
+            Event::ServiceRefused => counts.refused += 1,
+            Event::ServiceTimeout => counts.timeouts += 1,
+            _ => {}
+        }
+    }
+
     /// Where the first bytes of a flow are kept, plus one; zero if nowhere.
     #[inline]
     pub(super) fn gathered(&self, id: Id) -> u16 {
@@ -174,7 +188,7 @@ impl Proxy {
         }
         self.table.schedule(id, tick(now).wrapping_add(patience));
         self.remember_candidate(id);
-        self.counters.count(Event::ServiceOpened);
+        self.count_of_service(id, Event::ServiceOpened);
         ctx.egress.note(|| format!("proved; the box waits up to {patience} ticks for what the client asks for"));
         self.gather(ctx, id)
     }
@@ -471,7 +485,7 @@ impl Proxy {
             flow.set_mac(Side::Lan, [0; 6]);
         });
         self.remember_candidate(id);
-        self.counters.count(Event::ServiceRouted);
+        self.count_of_service(id, Event::ServiceRouted);
         self.send_service_syn(id, now, egress);
         Outcome::Lives
     }
@@ -520,6 +534,7 @@ impl Proxy {
             client: FlowKey { wan, v6, ..FlowKey::default() }.hash(self.settings.hash_keys),
             rank: &rank,
             load: &|server| backends.connections(backends.slot(server)),
+            is_drained: &|server| backends.is_drained(backends.slot(server)),
         })
     }
 
@@ -549,7 +564,7 @@ impl Proxy {
         let Some(key) = self.table.redirected(id).map(Redirect::key) else { return };
         let vlan = key.vlan.identifiers().next().unwrap_or(0);
         let Some(slot) = self.caches.backends.slot_at(&key.lan, key.lan_port, vlan) else { return };
-        self.caches.backends.count(slot);
+        self.caches.backends.recount(slot);
         if let Some(beside) = self.table.beside_mut(id) {
             beside.slot = slot + 1;
         }
@@ -873,7 +888,7 @@ impl Proxy {
         if self.continue_talk(id, now, egress) {
             return;
         }
-        self.counters.count(Event::ServiceTimeout);
+        self.count_of_service(id, Event::ServiceTimeout);
         let policy = self.settings.policy.clone();
         let service = match policy.rule(&self.table.key(id)).service {
             ServiceMark::Service(number) => policy.services.get(number),
@@ -911,7 +926,7 @@ impl Proxy {
         now: Instant,
         egress: &mut impl Egress,
     ) -> Outcome {
-        self.counters.count(Event::ServiceRefused);
+        self.count_of_service(id, Event::ServiceRefused);
         if asked != Some(Protocol::Tls) {
             self.end_both(id, tick(now), egress);
             return Outcome::Ended;

@@ -1002,6 +1002,41 @@ fn a_server_that_does_not_accept_gets_no_clients_until_it_does() {
     chosen.sort_unstable();
     chosen.dedup();
     assert_eq!(chosen, [10, 11]);
+    // The operator drains it.
+    let drained = [10, 9].map(|last| world.proxy.drain_server(&address(false, last), 8080, true));
+    assert_eq!(drained, [true, false], "nobody names the other");
+    assert!(ten_clients(&mut world, &mut client, 43_000, &[10, 11]).iter().all(|&last| last == 11));
+    let [service] = &world.proxy.service_status()[..] else { panic!("there is one service") };
+    assert_eq!((service.counts.opened, service.counts.routed, service.counts.refused), (40, 40, 0));
+    assert_eq!(service.servers.iter().map(|server| server.given).sum::<u64>(), 40);
+    let known =
+        |server: &crate::ServerStatus| (server.address[3] & 0xff, server.weight, server.is_drained, server.is_known);
+    let known: Vec<_> = service.servers.iter().map(known).collect();
+    assert_eq!(known, [(10, 1, true, true), (11, 1, false, true), (12, 0, false, true)]);
+}
+
+#[test]
+fn what_is_for_a_service_is_explained_as_that() {
+    let (calm_world, mut client) = calm(false);
+    let mut world = World::with(calm_world.plan, |service| {
+        service.routes = Vec::new();
+        service.default = vec![ServiceServer { address: address(false, 10), port: 8080, weight: 1 }];
+    });
+    let mut explain = |world: &World, flags| {
+        let mut frame = client.frame(0, &[], flags);
+        let len = frame.len();
+        let mut head = Head::whole(&mut frame, len);
+        world.proxy.excerpt(Side::Wan, &head).explain(&mut head, world.now).steps.join("; ")
+    };
+    let steps = explain(&world, Flags::SYN);
+    assert!(steps.contains("10.77.0.100:80 is a service of the box (http, nat)"), "{steps}");
+    servers_answer(&mut world, &[], 1);
+    request(&mut world, &mut client, 40_000);
+    let mut frame = client.frame(1 + 37, b"x", Flags::ACK);
+    let len = frame.len();
+    let mut head = Head::whole(&mut frame, len);
+    let steps = world.proxy.excerpt(Side::Wan, &head).explain(&mut head, world.now).steps.join("; ");
+    assert!(steps.contains("; its server is 10.77.0.10:8080, for which it is 10.77.0.1:40000"), "{steps}");
 }
 
 #[test]

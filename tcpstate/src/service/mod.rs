@@ -95,6 +95,8 @@ pub struct Choice<'a> {
     pub rank: &'a dyn Fn(u16) -> u8,
     /// How many connections a server has.
     pub load: &'a dyn Fn(u16) -> u32,
+    /// Whether a server gets no connections anew.
+    pub is_drained: &'a dyn Fn(u16) -> bool,
 }
 
 /// Servers among which connections are divided.
@@ -105,9 +107,9 @@ pub struct Group {
 }
 
 impl Group {
-    /// The member for a connection; `None` if all have the weight 0, or there is none.
+    /// The member for a connection; `None` if all have the weight 0 or are drained, or there is none.
     pub fn choose(&self, choice: &Choice<'_>) -> Option<Member> {
-        let takes = |member: &&Member| member.weight > 0;
+        let takes = |member: &&Member| member.weight > 0 && !(choice.is_drained)(member.server);
         let best = self.members.iter().filter(takes).map(|member| (choice.rank)(member.server)).max()?;
         let usable = || self.members.iter().filter(takes).filter(|member| (choice.rank)(member.server) == best);
         // The upper half of a product depends on all bits of the hash.
@@ -254,6 +256,18 @@ impl Service {
         let offered = self.offered.iter().find(is_for).map(|route| route.group);
         let group = offered.or_else(|| self.patterns.find(asked.name.as_ref()?));
         group.and_then(|group| self.groups.get(group as usize)).or_else(|| self.default())
+    }
+
+    /// Its servers, each once.
+    pub fn members(&self) -> impl Iterator<Item = Member> {
+        let mut members: Vec<Member> = Vec::new();
+        for member in self.groups.iter().chain([&self.default]).flat_map(Group::members) {
+            match members.iter_mut().find(|own| own.server == member.server) {
+                Some(own) => own.weight = own.weight.max(member.weight),
+                None => members.push(*member),
+            }
+        }
+        members.into_iter()
     }
 
     /// The servers for clients that ask for nothing that is known, if there are any.

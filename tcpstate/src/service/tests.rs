@@ -174,7 +174,7 @@ proptest! {
                 let hash = n.wrapping_mul(0xdead_beef_1234_5677);
                 let loads = counts.clone();
                 let load = |server: u16| loads[usize::from(server)];
-                let choice = Choice { connection: hash, client: hash, rank: &|_| 3, load: &load };
+                let choice = Choice { connection: hash, client: hash, rank: &|_| 3, load: &load, is_drained: &|_| false };
                 let Some(chosen) = group.choose(&choice) else { break };
                 counts[usize::from(chosen.server)] += 1;
                 // One that is away gets nothing as long as another is there; by hash, the others keep their clients.
@@ -441,7 +441,7 @@ fn protocols_that_a_hello_offers_choose_a_route_before_its_name_does() {
             assert_eq!(service.read(&bytes[..len], 1, 9999), Reading::More);
         }
         let Reading::Asks(asked) = service.read(&bytes, 1, 9999) else { panic!("a hello") };
-        let choice = Choice { connection: 1, client: 1, rank: &|_| 0, load: &|_| 0 };
+        let choice = Choice { connection: 1, client: 1, rank: &|_| 0, load: &|_| 0, is_drained: &|_| false };
         let member = service.route(&asked)?.choose(&choice).unwrap();
         Some(services.servers()[usize::from(member.server)].address[3])
     };
@@ -475,7 +475,7 @@ fn a_service_sends_each_name_to_its_servers_and_the_rest_to_the_default() {
     let goes = |service: u16, text: Option<&str>| {
         let name = text.and_then(name);
         let group = services.get(service).unwrap().route(&Asked { name, offers: 0 })?;
-        let choice = Choice { connection: 1, client: 1, rank: &|_| 0, load: &|_| 0 };
+        let choice = Choice { connection: 1, client: 1, rank: &|_| 0, load: &|_| 0, is_drained: &|_| false };
         let member = group.choose(&choice).unwrap();
         Some(services.servers()[usize::from(member.server)].address[3])
     };

@@ -11,7 +11,7 @@ use control::{
 use pktio::pcap::{PcapFileError, PcapReader, Record};
 use std::fs;
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
@@ -129,6 +129,14 @@ enum Command {
     Policy {
         #[command(subcommand)]
         operation: Option<PolicyOperation>,
+        /// Prints the reply as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows services: what became of their clients, and the state of their servers
+    Services {
+        #[command(subcommand)]
+        operation: Option<ServiceOperation>,
         /// Prints the reply as JSON
         #[arg(long)]
         json: bool,
@@ -301,6 +309,21 @@ enum PolicyOperation {
         /// Prints the reply as JSON
         #[arg(long)]
         json: bool,
+    },
+}
+
+/// Operations on servers of services.
+#[derive(Clone, Copy, Debug, Subcommand)]
+enum ServiceOperation {
+    /// Gives a server no new connections until the box ends; those that it has go on
+    Drain {
+        /// Its address and port, as 192.0.2.10:443 or [2001:db8::10]:443
+        server: SocketAddr,
+    },
+    /// Gives a drained server new connections again
+    Undrain {
+        /// Its address and port
+        server: SocketAddr,
     },
 }
 
@@ -642,6 +665,14 @@ fn request(command: &Command) -> Result<(Request, bool), Failure> {
         Command::Policy { operation: Some(PolicyOperation::Suggest { json }), json: also } => {
             (Request::SuggestPolicy, *json || *also)
         }
+        Command::Services { operation: None, json } => (Request::Services, *json),
+        Command::Services { operation: Some(operation), json } => {
+            let (server, on) = match operation {
+                ServiceOperation::Drain { server } => (server, true),
+                ServiceOperation::Undrain { server } => (server, false),
+            };
+            (Request::DrainServer { address: server.ip(), port: server.port(), on }, *json)
+        }
         Command::Flows(flows) => (page(flows, None, flows.limit), flows.json),
         Command::Top { json, .. } => (Request::Top, *json),
         Command::Events { json, .. } => (Request::Events { after: 0 }, *json),
@@ -818,6 +849,7 @@ pub(crate) fn text(reply: &Reply) -> String {
         ),
         Reply::List(page) => page.networks.iter().map(|network| format!("{network}\n")).collect(),
         Reply::Policy(destinations) => show::destinations(destinations),
+        Reply::Services(services) => show::services(services),
         Reply::Suggested(suggested) => show::suggested(suggested),
         Reply::Explained(explained) => views::explained(explained),
         Reply::Whoami(whoami) => format!("user {}, role {}\n", whoami.user, whoami.role),
@@ -841,6 +873,10 @@ mod tests {
         };
         assert_eq!(parse("synctl status"), Ok((Request::Status, false)));
         assert_eq!(parse("synctl policy --json"), Ok((Request::Policy, true)));
+        assert_eq!(parse("synctl services --json"), Ok((Request::Services, true)));
+        let drained = |on| Request::DrainServer { address: "2001:db8::10".parse().unwrap(), port: 443, on };
+        assert_eq!(parse("synctl services drain [2001:db8::10]:443"), Ok((drained(true), false)));
+        assert_eq!(parse("synctl services undrain [2001:db8::10]:443"), Ok((drained(false), false)));
         assert_eq!(parse("synctl policy suggest"), Ok((Request::SuggestPolicy, false)));
         assert_eq!(parse("synctl policy suggest --json"), Ok((Request::SuggestPolicy, true)));
         assert_eq!(parse("synctl stats --json --socket x"), Ok((Request::Stats, true)));

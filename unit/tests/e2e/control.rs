@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use control::wire::{self, Operation};
-use control::{Client, ClientError, Entry, Reply, Request, Status};
+use control::{Client, ClientError, Entry, Event, Reply, Request, Status};
 use harness::{leftovers, test};
 use nix::sys::signal::Signal;
 use unit::netns::traffic::{self, Server};
@@ -270,6 +270,89 @@ fn the_socket_answers_whatever_is_said_and_only_to_whom_it_should() {
     // What has been asked has taken its time, and nothing else has.
     let orders = &stats.total.orders;
     assert!(status == 0 && orders["flows"] > 0 && orders["status"] > 0 && orders["rotate-secrets"] == 0, "{orders:?}");
+}
+
+/// A server of a service that goes and comes again is an event, and what `synctl services` says; and the operator takes it away and gives it back.
+#[test(light)]
+fn servers_of_services_are_shown_reported_and_drained() {
+    let rig = Rig::new();
+    rig.server.sh("ip addr add 10.77.0.11/24 dev s0; ip addr add 10.77.0.12/24 dev s0");
+    let [first, second] = [11, 12].map(|n| IpAddr::from([10, 77, 0, n]));
+    let answer = |name: &'static [u8]| {
+        move |mut stream: TcpStream| {
+            let (mut head, mut byte) = (Vec::new(), [0]);
+            while !head.ends_with(b"\r\n\r\n") {
+                stream.read_exact(&mut byte)?;
+                head.push(byte[0]);
+            }
+            stream.write_all(name)
+        }
+    };
+    let server = rig.server.serve(first, 8080, answer(b"first"));
+    let _other = rig.server.serve(second, 8080, answer(b"second"));
+    let config = "service_buffers = 16; services = { { address = \"10.77.0.100\"; port = 80; protocol = http; check = 1; rise = 1; fall = 1;
+        default = { \"10.77.0.11:8080\", \"10.77.0.12:8080\" }; } };";
+    let the_box = Box::start(&rig, config);
+    let ask = || {
+        let mut stream =
+            rig.client.connect("10.77.0.100:80".parse().expect("an address")).expect("connecting to a service");
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: any.example\r\n\r\n").expect("asking");
+        let mut said = String::new();
+        stream.read_to_string(&mut said).expect("an answer");
+        said
+    };
+    let becomes = |what: &str| {
+        let begin = Instant::now();
+        loop {
+            let (said, status) = the_box.synctl("services");
+            if status == 0 && said.lines().any(|line| line.contains("10.77.0.11:8080") && line.contains(what)) {
+                return said;
+            }
+            assert!(begin.elapsed() < Duration::from_secs(30), "not {what}: {said}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    becomes("up ");
+    let heard: Vec<_> = (0..12).map(|_| ask()).collect();
+    assert!(heard.iter().all(|said| said == "first" || said == "second"), "{heard:?}");
+    let said = becomes("up ");
+    assert!(said.contains("10.77.0.100:80, http, nat: 12 clients, 12 routed, 0 refused, 0 silent"), "{said}");
+
+    drop(server);
+    becomes("down ");
+    assert_eq!(ask(), "second");
+    let server = rig.server.serve(first, 8080, answer(b"first"));
+    becomes("up ");
+    let reported = || {
+        let Ok(Reply::Events(records)) = the_box.client().ask(&Request::Events { after: 0 }) else {
+            panic!("no events")
+        };
+        let names = records.iter().filter_map(|record| match &record.event {
+            Event::ServerUp { server, service } | Event::ServerDown { server, service } => {
+                assert_eq!((server.as_str(), service.as_str()), ("10.77.0.11:8080", "10.77.0.100:80"));
+                Some(record.event.name())
+            }
+            _ => None,
+        });
+        names.collect::<Vec<_>>()
+    };
+    let begin = Instant::now();
+    while reported() != ["server-down", "server-up"] {
+        assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", reported());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+
+    let (said, status) = the_box.synctl("services drain 10.77.0.11:8080");
+    assert_eq!(status, 0, "{said}");
+    becomes("drained ");
+    assert!((0..8).all(|_| ask() == "second"));
+    assert_eq!(the_box.synctl("services drain 10.77.0.13:8080").1, 1, "nobody names it");
+    assert_eq!(the_box.synctl("services undrain 10.77.0.11:8080").1, 0);
+    becomes("up ");
+    let (json, _) = the_box.synctl("services --json");
+    assert!(json.contains("\"service\":\"10.77.0.100:80\""), "{json}");
+    drop(server);
+    assert!(the_box.proxy.stop().status.success());
 }
 
 /// `synctl`, as a user who is nobody but for these groups.

@@ -57,6 +57,7 @@ struct Running {
 enum Subject {
     Attack(u32),
     Destination(String),
+    Server(String),
     Port(::control::Side),
     Worker(usize),
     Box,
@@ -70,6 +71,7 @@ impl Subject {
             | Event::AttackPeak(attack)
             | Event::AttackEnd(attack) => Subject::Attack(attack.mid),
             Event::ModeSwitched { destination, .. } => Subject::Destination(destination.clone()),
+            Event::ServerUp { server, .. } | Event::ServerDown { server, .. } => Subject::Server(server.clone()),
             Event::LinkChanged { port, .. } | Event::SettingsChanged { port, .. } => Subject::Port(*port),
             Event::WorkerStalled { worker, .. } | Event::WorkerResumed { worker } => Subject::Worker(*worker),
             Event::BoxFailed { .. } => Subject::Box,

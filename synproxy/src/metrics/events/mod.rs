@@ -346,6 +346,8 @@ fn kind(event: &Event) -> EventKind {
         Event::AttackPeak(_) => EventKind::AttackPeak,
         Event::AttackEnd(_) => EventKind::AttackEnd,
         Event::ModeSwitched { .. } => EventKind::ModeSwitched,
+        Event::ServerUp { .. } => EventKind::ServerUp,
+        Event::ServerDown { .. } => EventKind::ServerDown,
         Event::LinkChanged { .. } => EventKind::LinkChanged,
         Event::SettingsChanged { .. } => EventKind::SettingsChanged,
         Event::WorkerStalled { .. } => EventKind::WorkerStalled,
@@ -361,7 +363,9 @@ fn log(event: &Event) {
         | Event::LinkChanged { .. }
         | Event::SettingsChanged { .. }
         | Event::BoxFailed { .. } => {}
-        Event::AttackBegin(_) | Event::WorkerStalled { .. } => warn!("{}: {event}", event.name()),
+        Event::AttackBegin(_) | Event::WorkerStalled { .. } | Event::ServerDown { .. } => {
+            warn!("{}: {event}", event.name())
+        }
         _ => info!("{}: {event}", event.name()),
     }
 }

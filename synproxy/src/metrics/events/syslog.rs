@@ -95,9 +95,9 @@ fn severity(event: &Event) -> u8 {
             _ => NOTICE,
         },
         Event::LinkChanged { condition: LinkCondition::Up, .. } => NOTICE,
-        Event::LinkChanged { .. } | Event::WorkerStalled { .. } => ERROR,
+        Event::LinkChanged { .. } | Event::WorkerStalled { .. } | Event::ServerDown { .. } => ERROR,
         Event::SettingsChanged { .. } => WARNING,
-        Event::ModeSwitched { .. } | Event::WorkerResumed { .. } => NOTICE,
+        Event::ModeSwitched { .. } | Event::WorkerResumed { .. } | Event::ServerUp { .. } => NOTICE,
     }
 }
 
