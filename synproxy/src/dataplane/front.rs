@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 /// How often the rate is looked at.
 const EVERY: Duration = Duration::from_millis(100);
 
+/// How long to wait after the program could not be attached: somebody else's may have been there.
+const AGAIN_AFTER: Duration = Duration::from_secs(30);
+
 /// Looks in succession that must see more than the rate: one may have seen what had been waiting.
 const LOOKS: u32 = 2;
 
@@ -20,12 +23,14 @@ pub struct FrontSwitch {
     /// When more than half of the rate came last.
     busy: Instant,
     is_in_front: bool,
+    /// Not before, since it could not be attached; that was told.
+    not_before: Option<Instant>,
 }
 
 impl FrontSwitch {
     /// The program is not in front.
     pub fn new(config: Front, now: Instant) -> Self {
-        Self { config, last: (now, 0), above: 0, busy: now, is_in_front: false }
+        Self { config, last: (now, 0), above: 0, busy: now, is_in_front: false, not_before: None }
     }
 
     /// When to look next.
@@ -36,6 +41,12 @@ impl FrontSwitch {
     /// Whether the program is in front.
     pub fn is_in_front(&self) -> bool {
         self.is_in_front
+    }
+
+    /// It could not be attached. Returns whether that is news: it is tried again after a while, as often as it takes.
+    pub fn fail(&mut self, now: Instant) -> bool {
+        self.is_in_front = false;
+        self.not_before.replace(now + AGAIN_AFTER).is_none()
     }
 
     /// Takes in how much was `answered` until `now`. Returns whether the program is to be in front, if that changes.
@@ -53,11 +64,14 @@ impl FrontSwitch {
             self.busy = now;
         }
         let in_front = match self.is_in_front {
-            false => self.above >= LOOKS,
+            false => self.above >= LOOKS && self.not_before.is_none_or(|then| now >= then),
             true => now.saturating_duration_since(self.busy) < self.config.calm,
         };
         (in_front != self.is_in_front).then(|| {
             self.is_in_front = in_front;
+            if !in_front {
+                self.not_before = None;
+            }
             in_front
         })
     }
@@ -93,5 +107,15 @@ mod tests {
         assert_eq!(looks(&mut switch, &mut at, 100, 490), [(20, false)]);
         assert!(!switch.is_in_front());
         assert_eq!(switch.look(u64::MAX, at.0), None, "too soon");
+        // One that cannot be attached is tried again, and told of once.
+        assert_eq!(looks(&mut switch, &mut at, 2, 2000), [(2, true)]);
+        assert!(switch.fail(at.0));
+        assert_eq!(looks(&mut switch, &mut at, 299, 2000), []);
+        assert_eq!(looks(&mut switch, &mut at, 1, 2000), [(1, true)]);
+        assert!(!switch.fail(at.0) && !switch.is_in_front());
+        assert_eq!(looks(&mut switch, &mut at, 300, 2000), [(300, true)]);
+        assert_eq!(looks(&mut switch, &mut at, 20, 0), [(20, false)]);
+        assert_eq!(looks(&mut switch, &mut at, 2, 2000), [(2, true)]);
+        assert!(switch.fail(at.0), "it was there meanwhile");
     }
 }

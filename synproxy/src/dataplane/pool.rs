@@ -282,8 +282,11 @@ impl WorkerPool {
             Ok(()) if in_front => info!("SYNs come in masses: an XDP program answers them in front of tc"),
             Ok(()) => info!("SYNs are answered at tc again"),
             Err(error) => {
-                warn!("SYNs are answered at tc alone from now on, however many come: {error}");
-                self.front = None;
+                if front.fail(now) {
+                    warn!(
+                        "SYNs are answered at tc alone, however many come: no XDP program can be attached in front of it: {error}"
+                    );
+                }
             }
         }
     }

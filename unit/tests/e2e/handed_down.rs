@@ -685,7 +685,10 @@ fn none_is_overtaken(way: &str, backend: Backend, rounds: u32) {
             }
             if attempt == 3 {
                 // Where it runs alone (`make test-handed-down`) the kernels' counters are judges, too.
-                assert!(is_calm || rounds_wanted().is_none(), "{way}: {disorder} in another order, {without} without:\n{log}");
+                assert!(
+                    is_calm || rounds_wanted().is_none(),
+                    "{way}: {disorder} in another order, {without} without:\n{log}"
+                );
                 assert!(downs.min(ups) >= u64::from(rounds), "{way}: {downs} down, {ups} up:\n{log}");
                 break;
             }
