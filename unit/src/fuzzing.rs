@@ -749,7 +749,7 @@ impl Bench {
         self.spare = if self.spare == usize::MAX { usize::MAX } else { sent.spare };
         assert!(head.start() + head.len() <= room && head.total() >= head.len());
 
-        let (mut to_asker, mut acknowledges, mut errors) = (0, false, 0);
+        let (mut to_asker, mut acknowledges, mut errors, mut headers) = (0, false, 0, 0);
         match verdict {
             Verdict::Forward => question.check_forwarded(&head, &before),
             Verdict::Reflect => {
@@ -775,14 +775,16 @@ impl Bench {
                 to_asker += frame.len();
                 acknowledges |= is_acknowledgement(&frame, side);
                 errors += if is_error(&frame, side) { frame.len() } else { 0 };
+                headers += unreachable_headers(&frame, side);
             }
             self.receive_update(to, &frame);
             self.left = frame;
         }
         // On the WAN no answer is longer than its question: a forged source would get it. Only an acknowledgement of a living connection, which
         // challenges a segment or tells the window when both ends have opened, bears timestamps whether the segment has them or not (RFC 7323 section 3.2),
-        // and with the window goes the error that tells a client, which has proved itself, of a smaller MSS than it was promised.
-        let allowance = if acknowledges { 12 + errors } else { 0 };
+        // and with the window goes the error that tells a client, which has proved itself, of a smaller MSS than it was promised. What a router has said of a
+        // port that cannot be reached quotes the question behind headers of its own.
+        let allowance = if acknowledges { 12 + errors } else { headers };
         assert!(side == Side::Lan || to_asker <= total.max(60) + allowance, "{total} bytes answered with {to_asker}");
         if let Verdict::Hold(ticket) = verdict {
             assert!(usize::from(ticket.index) < self.held_frames, "{ticket:?} names no place");
@@ -931,6 +933,17 @@ fn is_error(frame: &[u8], side: Side) -> bool {
     let mut copy = frame.to_vec();
     let len = copy.len();
     matches!(Parsed::parse(side.other(), &Head::whole(&mut copy, len)), Parsed::Error(_))
+}
+
+/// The bytes of an error's own headers, IP and ICMP, if this frame is one that says that something cannot be reached.
+fn unreachable_headers(frame: &[u8], side: Side) -> usize {
+    let mut copy = frame.to_vec();
+    let len = copy.len();
+    let head = Head::whole(&mut copy, len);
+    match Parsed::parse(side.other(), &head) {
+        Parsed::Error(quote) if quote.kind(frame) == IcmpKind::Unreachable => usize::from(quote.icmp - quote.ip) + 8,
+        _ => 0,
+    }
 }
 
 /// A segment the engine wrote itself, or an error about one that was too big or a SYN to a destination that cannot be reached: it can be read, its checksums hold, and it stays within
