@@ -413,10 +413,12 @@ fn open_interfaces(
     let mut guard = Guard::of(settings);
     let noted = notes.len();
     let said = guard.settings.announce_wait(interfaces);
-    let spread = guard.settings.prepare(interfaces, options.workers, options.spread.as_ref(), notes)?;
-
     let asked = wanted.map_or(Asked::Best, |wanted| if wanted == Wanted::Xdp { Asked::Xdp } else { Asked::Packet });
     let chosen = choose_fast_path(interfaces, asked, options);
+    if let Ok(Some((FastPathWay::Tc, _))) = chosen {
+        guard.settings.send_super_frames();
+    }
+    let spread = guard.settings.prepare(interfaces, options.workers, options.spread.as_ref(), notes)?;
     let chosen = chosen.inspect_err(|reason| warn!("the kernel forwards no connections by itself: {reason}"));
     let way = chosen.ok().flatten().map(|(way, why)| {
         notes.extend(why);

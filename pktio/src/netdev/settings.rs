@@ -92,6 +92,24 @@ struct Prepared {
     stubborn: Vec<String>,
     /// This machine sends by the interface as well.
     is_shared: bool,
+    /// Programs of the kernel send super-frames by it.
+    sends_super_frames: bool,
+}
+
+impl Prepared {
+    /// Who sends by the interface besides the workers.
+    fn senders(&self) -> Senders {
+        Senders { stack: self.is_shared, programs: self.sends_super_frames }
+    }
+}
+
+/// Who sends by an interface besides the workers, whose own frames have nothing left to do: what the others leave to the interface stays as it is.
+#[derive(Debug, Clone, Copy, Default)]
+struct Senders {
+    /// The stack of this machine.
+    stack: bool,
+    /// Programs of the kernel, which send the frames of others as they came.
+    programs: bool,
 }
 
 /// A setting that the box works with, and that others may change meanwhile.
@@ -196,6 +214,7 @@ impl Settings {
             hashes_otherwise: true,
             stubborn: Vec::new(),
             is_shared: false,
+            sends_super_frames: false,
         };
         let ports = claim(interfaces, holder)?.into_iter().map(prepared).collect();
         Ok(Settings { ports, ethtool: Some(ethtool), netlink: Rtnetlink::new().ok(), is_kept: false })
@@ -243,6 +262,20 @@ impl Settings {
         }
     }
 
+    /// To be called before [`Settings::prepare`]: programs of the kernel send frames of others by all claimed interfaces, super-frames whole. Without the
+    /// ability to cut them, or to hand them on, an interface would have the kernel cut each in front of it.
+    pub(crate) fn send_super_frames(&mut self) {
+        for port in &mut self.ports {
+            port.sends_super_frames = true;
+            if let Some(ethtool) = &self.ethtool
+                && port.claim.left().offloads.iter().any(|name| is_segmentation(name))
+            {
+                port.claim.put_back_left(ethtool);
+                port.originals = port.claim.left().clone();
+            }
+        }
+    }
+
     /// Prepares the claimed `interfaces` for `queues` workers. With random bytes for a key, makes their RSS symmetric as well, and returns
     /// its software twin or the reason why it is not.
     ///
@@ -271,7 +304,7 @@ impl Settings {
         }
         let mut plans = Vec::new();
         for (side, (interface, port)) in interfaces.iter().zip(&mut self.ports).enumerate() {
-            let plan = Plan::of(ethtool, interface.name(), queues, port.is_shared)?;
+            let plan = Plan::of(ethtool, interface.name(), queues, port.senders())?;
             let programs = std::mem::take(&mut port.originals.programs);
             let mut originals = Originals { programs, ..plan.originals() };
             if let Ok((original, ..)) = &original {
@@ -322,7 +355,7 @@ impl Settings {
             let Ok(name) = &ethtool.name_of(port.claim.index()) else { continue };
             port.queues = Kept::of(ethtool.queues(name).ok().map(|(now, _)| now));
             port.pause = Kept::of(ethtool.pause(name).ok());
-            let on = |feature: Feature| is_to_be_off_at(&feature, port.is_shared).then_some(feature.name);
+            let on = |feature: Feature| is_to_be_off_at(&feature, port.senders()).then_some(feature.name);
             port.stubborn = ethtool.features(name).unwrap_or_default().into_iter().filter_map(on).collect();
         }
     }
@@ -532,9 +565,9 @@ impl Prepared {
     }
 
     fn check_offloads(&mut self, ethtool: &Ethtool, name: &str) -> Option<(String, bool)> {
+        let senders = self.senders();
         let features = ethtool.features(name).ok()?;
-        let on =
-            |feature: &&Feature| is_to_be_off_at(feature, self.is_shared) && !self.stubborn.contains(&feature.name);
+        let on = |feature: &&Feature| is_to_be_off_at(feature, senders) && !self.stubborn.contains(&feature.name);
         let on: Vec<&Feature> = features.iter().filter(on).collect();
         if on.is_empty() {
             return None;
@@ -560,9 +593,15 @@ pub(super) fn is_to_be_off(feature: &Feature) -> bool {
     feature.may_change && feature.is_requested && OFFLOADS.contains(&feature.name.as_str())
 }
 
-/// The same, for an interface that this machine sends by as well or does not: what only it sends may stay as it is.
-fn is_to_be_off_at(feature: &Feature, is_shared: bool) -> bool {
-    is_to_be_off(feature) && !(is_shared && feature.name.starts_with("tx-"))
+/// The same, for an interface by which others may send besides the workers.
+fn is_to_be_off_at(feature: &Feature, senders: Senders) -> bool {
+    let stays = senders.stack && feature.name.starts_with("tx-") || senders.programs && is_segmentation(&feature.name);
+    is_to_be_off(feature) && !stays
+}
+
+/// Whether an offload cuts sent super-frames.
+fn is_segmentation(name: &str) -> bool {
+    name.starts_with("tx-") && name.ends_with("-segmentation")
 }
 
 /// What is to be changed at an interface, and how it was.
@@ -571,21 +610,21 @@ struct Plan {
     queues: Option<(Queues, Queues)>,
     features: Vec<Feature>,
     pause: Option<PauseFrames>,
-    is_shared: bool,
+    senders: Senders,
 }
 
 impl Plan {
-    fn of(ethtool: &Ethtool, name: &str, queues: usize, is_shared: bool) -> Result<Plan, OpenError> {
+    fn of(ethtool: &Ethtool, name: &str, queues: usize, senders: Senders) -> Result<Plan, OpenError> {
         let pause = ethtool.pause(name).ok().filter(|pause| *pause != PauseFrames([0; 3]));
         let features = ethtool.features(name).unwrap_or_default();
         if features.is_empty() {
             debug!("{name} does not report its offloads");
         }
-        Ok(Plan { queues: plan_queues(ethtool, name, queues)?, features, pause, is_shared })
+        Ok(Plan { queues: plan_queues(ethtool, name, queues)?, features, pause, senders })
     }
 
     fn originals(&self) -> Originals {
-        let offloads = self.features.iter().filter(|feature| is_to_be_off_at(feature, self.is_shared));
+        let offloads = self.features.iter().filter(|feature| is_to_be_off_at(feature, self.senders));
         Originals {
             offloads: offloads.map(|feature| feature.name.clone()).collect(),
             queues: self.queues.map(|(now, _)| now),
@@ -604,8 +643,7 @@ impl Plan {
         if let Some((now, wanted)) = self.queues {
             set_queues(ethtool, name, now, wanted, workers)?;
         }
-        let on: Vec<&Feature> =
-            self.features.iter().filter(|feature| is_to_be_off_at(feature, self.is_shared)).collect();
+        let on: Vec<&Feature> = self.features.iter().filter(|feature| is_to_be_off_at(feature, self.senders)).collect();
         if !on.is_empty()
             && let Err(error) = ethtool.set_features(name, self.features.len(), &on, false)
         {
