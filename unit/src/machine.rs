@@ -25,6 +25,14 @@ pub fn stolen() -> Duration {
     spent(&[7])
 }
 
+/// The cores of the machine, whichever of them the calling thread may use.
+pub fn cores() -> u32 {
+    let text = fs::read_to_string("/proc/stat").expect("/proc is mounted");
+    let is_core =
+        |line: &&str| line.strip_prefix("cpu").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+    text.lines().filter(is_core).count() as u32
+}
+
 /// The sum of these fields of /proc/stat: user, nice, system, idle, iowait, irq, softirq, steal.
 fn spent(fields: &[usize]) -> Duration {
     let text = fs::read_to_string("/proc/stat").expect("/proc is mounted");

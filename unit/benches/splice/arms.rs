@@ -30,11 +30,11 @@ const PATIENCE: Duration = Duration::from_secs(15);
 pub enum Arm {
     /// The kernel's bridge: no relay at all. The limit.
     NoRelay,
-    /// The box, inline and without a service, with established connections handed down to programs at tc.
+    /// The box as a service that routes by name, with established connections handed down to programs at tc.
     KernelTc,
     /// The same, handed down to the XDP programs.
     KernelXdp,
-    /// The box as a service that routes by name, everything in its worker, on AF_XDP.
+    /// The same, everything in its worker, on AF_XDP.
     User,
     /// `read` and `write`.
     ReadWrite,
@@ -107,9 +107,8 @@ impl Arm {
     }
 }
 
-/// The box's configuration: a service that routes by name; and inline, with a share for the kernel.
+/// The box's configuration: a service that routes by name. `fast_path` is put in front of it.
 const SERVICE: &str = include_str!("peers/synproxy.conf");
-const INLINE: &str = include_str!("peers/synproxy-inline.conf");
 
 /// What the others are told.
 const HAPROXY: &str = include_str!("peers/haproxy.cfg");
@@ -137,18 +136,16 @@ impl<'a> Stood<'a> {
                 stood.entry.address = client::server();
             }
             Arm::KernelTc => {
-                stood.entry.address = client::server();
-                let config = format!("fast_path = tc;\n{INLINE}");
+                let config = format!("fast_path = tc;\n{SERVICE}");
                 stood.appliance = Some(Appliance::start_with(rig, Backend::Packet, &config, &[]));
             }
             Arm::KernelXdp => {
-                stood.entry.address = client::server();
                 // An XDP program sees what a wire carries: checksums and segments that are finished. And the other end of a veth takes what it
                 // redirects only with GRO.
                 for (host, port) in [(&rig.client, "c0"), (&rig.server, "s0")] {
                     host.sh(&format!("ethtool -K {port} gro on tx off >/dev/null"));
                 }
-                let config = format!("fast_path = xdp;\n{INLINE}");
+                let config = format!("fast_path = xdp;\n{SERVICE}");
                 stood.appliance = Some(Appliance::start_with(rig, Backend::Driver, &config, &[]));
             }
             Arm::User => {

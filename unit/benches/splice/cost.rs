@@ -30,7 +30,7 @@ impl Stretch {
     pub fn end(&self) -> Cost {
         let passed = self.begin.elapsed();
         let idle = machine::idle().saturating_sub(self.idle) + machine::stolen().saturating_sub(self.stolen);
-        let all = passed * std::thread::available_parallelism().map_or(1, usize::from) as u32;
+        let all = passed * machine::cores();
         Cost { passed, busy: all.saturating_sub(idle) }
     }
 }

@@ -45,7 +45,7 @@ const BLOCKS: [(u64, &str); 3] = [(16 << 10, "16 KiB"), (128 << 10, "128 KiB"), 
 const CONNECTIONS: [usize; 3] = [1, 64, 1024];
 
 /// The part of what no relay carries in a closed loop that is offered in the open one.
-const OFFERED: f64 = 0.2;
+const OFFERED: f64 = 0.05;
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -270,22 +270,25 @@ impl Book {
         parts.dedup();
         for part in parts {
             let group = part.name();
-            let mut row = |name: &str, kind, good, digits, value: &dyn Fn(&Outcome) -> f64| {
+            let mut row = |name: &str, kind, good, digits, value: &dyn Fn(&Outcome) -> Option<f64>| {
                 let values = self.echo.iter().filter(|((its, _), _)| *its == part);
-                let values = values.map(|((_, arm), outcome)| (*arm, value(outcome))).collect();
+                let values = values.filter_map(|((_, arm), outcome)| Some((*arm, value(outcome)?))).collect();
                 rows.push(Row { group: group.clone(), name: name.to_owned(), kind, good, digits, values });
             };
             let kind = if part.spins() { Kind::Other } else { Kind::Latency };
             for (name, share) in SHARES {
-                row(&format!("{name}, µs"), kind, Good::Less, 0, &|outcome| micros(outcome.latencies.at(share)));
+                // The window may have ended before a block that fell due in it.
+                let value =
+                    |outcome: &Outcome| (outcome.latencies.count() > 0).then(|| micros(outcome.latencies.at(share)));
+                row(&format!("{name}, µs"), kind, Good::Less, 0, &value);
             }
             if let Part::Echo { open: false, spins: false, .. } = part {
-                row("goodput, Gbit/s", Kind::Goodput, Good::More, 2, &gigabits);
+                row("goodput, Gbit/s", Kind::Goodput, Good::More, 2, &|outcome| Some(gigabits(outcome)));
             }
             let kind = if part.spins() { Kind::Other } else { Kind::Cpu };
-            row("CPU, s/GB", kind, Good::Less, 3, &|outcome| self.cpu(outcome));
+            row("CPU, s/GB", kind, Good::Less, 3, &|outcome| Some(self.cpu(outcome)));
             if self.echo.iter().any(|((its, _), outcome)| *its == part && outcome.lost > 0) {
-                row("lost blocks", Kind::Other, Good::Neither, 0, &|outcome| outcome.lost as f64);
+                row("lost blocks", Kind::Other, Good::Neither, 0, &|outcome| Some(outcome.lost as f64));
             }
         }
         self.rows_of_ends(&mut rows);
@@ -372,10 +375,13 @@ fn write(book: &Book, arms: &[Arm], table: &str, goals: &str) {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
     let page = docs.join("splice.md");
     let mut text = fs::read_to_string(&page).expect("docs/splice.md");
-    for (mark, part) in [("table", table), ("goals", goals)] {
-        let (begin, end) = (format!("<!-- {mark} -->\n"), format!("<!-- end of {mark} -->\n"));
-        let from = text.find(&begin).expect("a mark in docs/splice.md") + begin.len();
-        let to = text.find(&end).expect("a mark in docs/splice.md");
+    let places = [
+        ("### The run\n", "![latency in the closed loop]", table),
+        ("## Against the goals\n", "### What that says\n", goals),
+    ];
+    for (begin, end, part) in places {
+        let from = text.find(begin).expect("a heading of docs/splice.md") + begin.len();
+        let to = from + text[from..].find(end).expect("what follows it");
         text.replace_range(from..to, &format!("\n{}\n\n", part.trim_end()));
     }
     fs::write(&page, text).expect("writing docs/splice.md");

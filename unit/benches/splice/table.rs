@@ -120,13 +120,16 @@ pub fn goals(rows: &[Row], arms: &[Arm]) -> String {
         }
     }
     let value = |name: &str, arm: Arm| rows.iter().find(|row| row.name == name)?.values.get(&arm).copied();
-    if let (Some(ours), Some(other)) = (value(RATE, Arm::User), value(RATE, Arm::HaProxy)) {
-        let goal = format!("{}: routed connections a second, 2 times {}'s", Arm::User.name(), Arm::HaProxy.name());
-        line(&goal, format!("{:.2} times", ours / other));
-    }
-    if let (Some(ours), Some(other)) = (value(OWN, Arm::User), value(OWN, Arm::HaProxy)) {
-        let goal = format!("{}: CPU for a routed connection, half of {}'s", Arm::User.name(), Arm::HaProxy.name());
-        line(&goal, format!("{:.2} times", ours / other));
+    for arm in [Arm::KernelTc, Arm::KernelXdp, Arm::User] {
+        if let (Some(ours), Some(other)) = (value(RATE, arm), value(RATE, Arm::HaProxy)) {
+            let goal = format!("{}: routed connections a second, twice {}'s", arm.name(), Arm::HaProxy.name());
+            line(&goal, format!("{:.2} times", ours / other));
+        }
+        if let (Some(ours), Some(other)) = (value(OWN, arm), value(OWN, Arm::HaProxy)) {
+            let goal =
+                format!("{}: CPU for a routed connection, at most half of {}'s", arm.name(), Arm::HaProxy.name());
+            line(&goal, format!("{:.2} times", ours / other));
+        }
     }
     text
 }

@@ -22,6 +22,13 @@ const BUFFER: usize = 64 << 10;
 /// What a direction may have on its way.
 const MOST: usize = 512 << 10;
 
+/// In the place of a buffer's number: the one that a direction has for itself, so that it goes on where all others are taken, by directions that perhaps
+/// wait for this one.
+const OWN: u16 = u16::MAX;
+
+/// How much that one holds.
+const OWN_BUFFER: usize = 16 << 10;
+
 /// Buffers that one send takes.
 const AT_ONCE: usize = 16;
 
@@ -108,6 +115,10 @@ struct Message {
 /// One direction.
 struct Way {
     message: Box<Message>,
+    /// See [`OWN`]; whether it is in use; whether the receive that waits is one into it.
+    own: Box<[u8]>,
+    is_own_taken: bool,
+    is_alone: bool,
     /// Filled, in their order, and how far.
     due: VecDeque<(u16, usize)>,
     /// Of sends that the kernel has not done with.
@@ -128,6 +139,9 @@ impl Way {
         let message = unsafe { std::mem::zeroed() };
         Way {
             message: Box::new(message),
+            own: Box::default(),
+            is_own_taken: false,
+            is_alone: false,
             due: VecDeque::new(),
             lent: VecDeque::new(),
             bytes: 0,
@@ -256,11 +270,14 @@ impl Uring {
             About::Receive => {
                 if !cqueue::more(flags) {
                     (way.receives, way.is_cancelled) = (false, false);
+                    if std::mem::take(&mut way.is_alone) && result <= 0 {
+                        way.is_own_taken = false;
+                    }
                 }
                 match result {
                     1.. => {
-                        let number = cqueue::buffer_select(flags).expect("what was received is in a buffer");
-                        self.buffers.taken += 1;
+                        let number = cqueue::buffer_select(flags).unwrap_or(OWN);
+                        self.buffers.taken += usize::from(number != OWN);
                         way.due.push_back((number, result as usize));
                         way.bytes += result as usize;
                         if way.receives && way.bytes >= MOST && !way.is_cancelled {
@@ -275,6 +292,7 @@ impl Uring {
                         libc::ENOBUFS => {
                             way.is_starved = true;
                             self.starved.push_back((at, from));
+                            self.receive_alone(at, from)?;
                         }
                         libc::ECANCELED => {}
                         _ => pair.is_broken = true,
@@ -327,12 +345,30 @@ impl Uring {
     fn receive(&mut self, at: usize, from: usize) -> io::Result<()> {
         let Some(pair) = &mut self.pairs[at] else { return Ok(()) };
         let way = &mut pair.ways[from];
+        way.is_starved = false;
         if pair.is_broken || way.receives || way.has_ended {
             return Ok(());
         }
-        (way.receives, way.is_starved) = (true, false);
+        way.receives = true;
         pair.operations += 1;
         let receive = opcode::RecvMulti::new(Fd(pair.ends[from].as_raw_fd()), 0);
+        self.submit(receive.build().user_data(About::Receive.name(at, from)))
+    }
+
+    /// The same into the direction's own buffer, once.
+    fn receive_alone(&mut self, at: usize, from: usize) -> io::Result<()> {
+        let Some(pair) = &mut self.pairs[at] else { return Ok(()) };
+        let way = &mut pair.ways[from];
+        if pair.is_broken || way.receives || way.has_ended || way.is_own_taken {
+            return Ok(());
+        }
+        if way.own.is_empty() {
+            way.own = vec![0; OWN_BUFFER].into();
+        }
+        (way.receives, way.is_own_taken, way.is_alone) = (true, true, true);
+        pair.operations += 1;
+        let end = Fd(pair.ends[from].as_raw_fd());
+        let receive = opcode::Recv::new(end, way.own.as_mut_ptr(), OWN_BUFFER as u32);
         self.submit(receive.build().user_data(About::Receive.name(at, from)))
     }
 
@@ -348,7 +384,8 @@ impl Uring {
             let mut lent = Vec::with_capacity(count);
             message.bytes = 0;
             for (part, (number, len)) in message.parts.iter_mut().zip(way.due.drain(..count)) {
-                *part = libc::iovec { iov_base: self.buffers.at(number).cast(), iov_len: len };
+                let bytes = if number == OWN { way.own.as_mut_ptr() } else { self.buffers.at(number) };
+                *part = libc::iovec { iov_base: bytes.cast(), iov_len: len };
                 message.bytes += len;
                 lent.push(number);
             }
@@ -378,7 +415,9 @@ impl Uring {
             if pair.is_broken || pair.ways.iter().all(|way| way.is_over) {
                 return self.end(at);
             }
-        } else if way.bytes < MOST / 2 && !way.is_starved {
+        } else if way.is_starved {
+            return self.receive_alone(at, from);
+        } else if way.bytes < MOST / 2 {
             return self.receive(at, from);
         }
         Ok(())
@@ -412,11 +451,9 @@ impl Uring {
             }
             let [one, other] = pair.ways;
             for way in [one, other] {
-                way.due
-                    .iter()
-                    .map(|(number, _)| *number)
-                    .chain(way.lent.into_iter().flatten())
-                    .for_each(|number| self.buffers.give(number));
+                let due = way.due.iter().map(|(number, _)| *number);
+                let all = due.chain(way.lent.into_iter().flatten());
+                all.filter(|number| *number != OWN).for_each(|number| self.buffers.give(number));
             }
             drop(pair.address);
             self.starved.retain(|(starved, _)| *starved != at);
@@ -428,8 +465,12 @@ impl Uring {
     /// The buffers of the oldest send are free again.
     fn take_back(&mut self, at: usize, from: usize) {
         let Some(pair) = &mut self.pairs[at] else { return };
-        for number in pair.ways[from].lent.pop_front().unwrap_or_default() {
-            self.buffers.give(number);
+        let way = &mut pair.ways[from];
+        for number in way.lent.pop_front().unwrap_or_default() {
+            match number {
+                OWN => way.is_own_taken = false,
+                number => self.buffers.give(number),
+            }
         }
     }
 }
