@@ -155,6 +155,7 @@ impl<'t> Report<'t> {
         let whole = rest.split('\n').next().unwrap_or_default().trim_end_matches('\r');
         let width = self.text[from..to.max(from)].split('\n').next().unwrap_or_default().chars().count();
         let (excerpt, carets) = excerpt(whole, column - 1, width);
+        let expected = tame(&expected);
         let complaint = Complaint { level, file: self.file.clone(), line, column, message, expected, excerpt, carets };
         self.complaints.push((from, complaint));
     }
@@ -191,8 +192,16 @@ pub(crate) fn tame(text: &str) -> String {
 
 /// A word of the text, to be quoted in a message: tame, and of bounded length.
 pub(crate) fn quote(word: &str) -> String {
-    const MOST: usize = 40;
-    let short: String = word.chars().take(MOST).collect();
-    let more = if short.len() < word.len() { "…" } else { "" };
-    format!("`{}{more}`", tame(&short).replace('\t', "\u{fffd}"))
+    format!("`{}`", shorten(word, 40))
+}
+
+/// A sentence that may repeat the text as it stands, for a message of one line: tame, and of bounded length.
+pub(crate) fn sentence(text: &str) -> String {
+    shorten(text, 160)
+}
+
+fn shorten(text: &str, most: usize) -> String {
+    let short: String = text.chars().take(most).collect();
+    let more = if short.len() < text.len() { "…" } else { "" };
+    format!("{}{more}", tame(&short).replace('\t', "\u{fffd}"))
 }

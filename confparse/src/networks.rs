@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use tcpstate::config::Network;
 
-use crate::complaint::{quote, tame};
+use crate::complaint::{quote, sentence, tame};
 use crate::servers::Servers;
 
 /// The most networks of all lists together. Four million take 160 MB at the most.
@@ -66,7 +66,7 @@ pub fn network(text: &str) -> Result<Network, String> {
         }
         Ok((servers, _)) => Ok(servers.as_network()),
         Err(mistake) if mistake.expected.is_empty() => Err(format!("{shown} {}", mistake.message)),
-        Err(mistake) => Err(format!("{shown} {}: {}", mistake.message, tame(&mistake.expected))),
+        Err(mistake) => Err(format!("{shown} {}: {}", mistake.message, sentence(&mistake.expected))),
     }
 }
 
