@@ -13,7 +13,7 @@ use unit::netns::Rig;
 use crate::client::{Entry, Line};
 use crate::cost::{Cost, Stretch};
 use crate::pattern::{self, CHUNK};
-use crate::poll::{Ear, Poll, put};
+use crate::poll::{Poll, Readiness, put};
 use crate::server::What;
 
 /// What passes before anything is counted: windows open, a fast path takes over.
@@ -72,25 +72,25 @@ pub fn apply(rig: &Rig, entry: Entry, load: Load) -> io::Result<Outcome> {
     rig.client.run(|| {
         crate::pin_to_first();
         let mut outcome = Outcome::default();
-        let mut talks = Vec::new();
+        let mut exchanges = Vec::new();
         for _ in 0..load.connections {
-            match Talk::open(entry) {
-                Ok(talk) => talks.push(talk),
+            match Exchange::open(entry) {
+                Ok(exchange) => exchanges.push(exchange),
                 Err(_) => outcome.lost += 1,
             }
             // It is not going to be better.
             if outcome.lost > 3 {
-                return Err(io::Error::other(format!("{} connections open, and no more", talks.len())));
+                return Err(io::Error::other(format!("{} connections open, and no more", exchanges.len())));
             }
         }
-        Run::new(load, talks, outcome)?.run()
+        Run::new(load, exchanges, outcome)?.run()
     })
 }
 
 /// A connection.
-struct Talk {
+struct Exchange {
     line: Line,
-    hears: Ear,
+    readiness: Readiness,
     sent: u64,
     received: u64,
     /// How many bytes may be sent.
@@ -100,13 +100,21 @@ struct Talk {
     is_broken: bool,
 }
 
-impl Talk {
-    fn open(entry: Entry) -> io::Result<Talk> {
+impl Exchange {
+    fn open(entry: Entry) -> io::Result<Exchange> {
         let mut line = Line::open(entry)?;
         line.order(What::Echo, 0)?;
         line.stream.set_nonblocking(true)?;
         let blocks = VecDeque::new();
-        Ok(Talk { line, hears: Ear::default(), sent: 0, received: 0, granted: 0, blocks, is_broken: false })
+        Ok(Exchange {
+            line,
+            readiness: Readiness::default(),
+            sent: 0,
+            received: 0,
+            granted: 0,
+            blocks,
+            is_broken: false,
+        })
     }
 
     fn grant(&mut self, due: Instant, block: u64) -> io::Result<()> {
@@ -136,7 +144,7 @@ enum Phase {
 
 struct Run {
     load: Load,
-    talks: Vec<Talk>,
+    exchanges: Vec<Exchange>,
     outcome: Outcome,
     poll: Poll,
     phase: Phase,
@@ -146,12 +154,12 @@ struct Run {
 }
 
 impl Run {
-    fn new(load: Load, talks: Vec<Talk>, outcome: Outcome) -> io::Result<Run> {
+    fn new(load: Load, exchanges: Vec<Exchange>, outcome: Outcome) -> io::Result<Run> {
         let poll = Poll::new()?;
-        for (at, talk) in talks.iter().enumerate() {
-            poll.add(&talk.line.stream, at as u64)?;
+        for (at, exchange) in exchanges.iter().enumerate() {
+            poll.add(&exchange.line.stream, at as u64)?;
         }
-        Ok(Run { load, talks, outcome, poll, phase: Phase::Warms, from: Instant::now(), done: 0 })
+        Ok(Run { load, exchanges, outcome, poll, phase: Phase::Warms, from: Instant::now(), done: 0 })
     }
 
     fn run(mut self) -> io::Result<Outcome> {
@@ -162,7 +170,7 @@ impl Run {
         let (mut stretch, mut ended, mut moved) = (Stretch::begin(), begin, begin);
         let (mut due, mut turn) = (begin, 0);
         if self.load.pace == Pace::Closed {
-            (0..self.talks.len()).for_each(|at| self.grant(at, begin));
+            (0..self.exchanges.len()).for_each(|at| self.grant(at, begin));
         }
         loop {
             let now = Instant::now();
@@ -175,7 +183,8 @@ impl Run {
                     (self.phase, ended) = (Phase::Drains, now);
                 }
                 Phase::Drains => {
-                    let is_idle = self.talks.iter().all(|talk| talk.is_broken || talk.blocks.is_empty());
+                    let is_idle =
+                        self.exchanges.iter().all(|exchange| exchange.is_broken || exchange.blocks.is_empty());
                     // Nothing moves any more, or for too long.
                     if is_idle || now - ended > DRAIN || now - moved > DRAIN / 4 {
                         break;
@@ -189,7 +198,7 @@ impl Run {
             {
                 while due <= now {
                     self.grant(turn, due);
-                    turn = (turn + 1) % self.talks.len();
+                    turn = (turn + 1) % self.exchanges.len();
                     due += Duration::from_secs_f64(exponential(&mut chance) / rate);
                 }
                 patience = patience.min(due - now);
@@ -198,7 +207,7 @@ impl Run {
             events.extend(self.poll.wait(Some(patience))?);
             for &event in &events {
                 let at = event.token as usize;
-                self.talks[at].hears.note(event);
+                self.exchanges[at].readiness.note(event);
                 self.advance(at, &mut buffer);
             }
             if !events.is_empty() {
@@ -206,8 +215,8 @@ impl Run {
             }
         }
         let now = Instant::now();
-        for talk in &self.talks {
-            for (due, _) in talk.blocks.iter().filter(|(due, _)| *due >= self.from) {
+        for exchange in &self.exchanges {
+            for (due, _) in exchange.blocks.iter().filter(|(due, _)| *due >= self.from) {
                 self.outcome.lost += 1;
                 self.outcome.latencies.record(now - *due);
             }
@@ -217,49 +226,49 @@ impl Run {
 
     fn is_long_enough(&self, now: Instant) -> bool {
         let passed = now - self.from;
-        passed >= self.load.window && (self.done >= self.talks.len() || passed >= self.load.window * LONGEST)
+        passed >= self.load.window && (self.done >= self.exchanges.len() || passed >= self.load.window * LONGEST)
     }
 
     fn grant(&mut self, at: usize, due: Instant) {
-        let talk = &mut self.talks[at];
-        if talk.is_broken {
+        let exchange = &mut self.exchanges[at];
+        if exchange.is_broken {
             self.outcome.lost += usize::from(self.phase == Phase::Counts);
         } else {
-            talk.is_broken = talk.grant(due, self.load.block).is_err();
+            exchange.is_broken = exchange.grant(due, self.load.block).is_err();
         }
     }
 
     /// Sends and receives what can be on a connection.
     fn advance(&mut self, at: usize, buffer: &mut [u8]) {
-        let talk = &mut self.talks[at];
-        if talk.is_broken {
+        let exchange = &mut self.exchanges[at];
+        if exchange.is_broken {
             return;
         }
-        talk.is_broken = talk.send().is_err();
-        while !talk.is_broken {
-            match talk.hears.read(&talk.line.stream, buffer) {
+        exchange.is_broken = exchange.send().is_err();
+        while !exchange.is_broken {
+            match exchange.readiness.read(&exchange.line.stream, buffer) {
                 Ok(None) => return,
                 Ok(Some(got)) if !got.is_empty() => {
-                    if let Some(wrong) = pattern::wrong(talk.line.seed, talk.received, got) {
-                        self.outcome.wrong.push(format!("byte {wrong} of connection {}", talk.line.seed));
-                        talk.is_broken = true;
+                    if let Some(wrong) = pattern::wrong(exchange.line.seed, exchange.received, got) {
+                        self.outcome.wrong.push(format!("byte {wrong} of connection {}", exchange.line.seed));
+                        exchange.is_broken = true;
                     }
-                    talk.received += got.len() as u64;
+                    exchange.received += got.len() as u64;
                     if self.phase == Phase::Counts {
                         self.outcome.bytes += 2 * got.len() as u64;
                     }
                 }
-                Ok(Some(_)) | Err(_) => talk.is_broken = true,
+                Ok(Some(_)) | Err(_) => exchange.is_broken = true,
             }
-            while talk.blocks.front().is_some_and(|(_, end)| *end <= talk.received) {
-                let (due, _) = talk.blocks.pop_front().expect("there is a first one");
+            while exchange.blocks.front().is_some_and(|(_, end)| *end <= exchange.received) {
+                let (due, _) = exchange.blocks.pop_front().expect("there is a first one");
                 let now = Instant::now();
                 if self.phase != Phase::Warms && due >= self.from {
                     self.outcome.latencies.record(now - due);
                     self.done += 1;
                 }
                 if self.load.pace == Pace::Closed && self.phase != Phase::Drains {
-                    talk.is_broken |= talk.grant(now, self.load.block).is_err();
+                    exchange.is_broken |= exchange.grant(now, self.load.block).is_err();
                 }
             }
         }

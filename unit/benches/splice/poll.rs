@@ -86,12 +86,12 @@ impl Poll {
 /// What is known of whether a socket has something to read, so that nobody asks in vain: when less came than there was room for, what comes later is
 /// another event. An end may have come together with those bytes.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Ear {
+pub struct Readiness {
     is_dry: bool,
     has_ended: bool,
 }
 
-impl Ear {
+impl Readiness {
     /// Something has happened.
     pub fn note(&mut self, event: Event) {
         self.is_dry &= !event.reads;

@@ -11,7 +11,7 @@ use unit::netns::Rig;
 use crate::client::Entry;
 use crate::cost::{Cost, Stretch};
 use crate::pattern::{self, Name};
-use crate::poll::{Ear, Poll, put};
+use crate::poll::{Poll, Readiness, put};
 use crate::relay;
 use crate::server::{PAGE, PAGE_SEED};
 
@@ -49,7 +49,7 @@ impl Routed {
 struct Visit {
     socket: OwnedFd,
     begin: Instant,
-    hears: Ear,
+    readiness: Readiness,
     /// Whether the ClientHello has been sent.
     is_asked: bool,
     received: u64,
@@ -83,7 +83,7 @@ pub fn apply(rig: &Rig, entry: Entry, window: Duration) -> io::Result<Routed> {
             for &event in &events {
                 let at = event.token as usize;
                 let visit = &mut visits[at];
-                visit.hears.note(event);
+                visit.readiness.note(event);
                 let done = visit.go_on(&hellos[at % 2], &mut buffer);
                 if let Ok(None) = done {
                     continue;
@@ -117,7 +117,7 @@ fn begin(poll: &Poll, entry: Entry, at: usize) -> io::Result<Visit> {
     let begin = Instant::now();
     let socket = relay::connect(entry.address)?;
     poll.add(&socket, at as u64)?;
-    Ok(Visit { socket, begin, hears: Ear::default(), is_asked: false, received: 0 })
+    Ok(Visit { socket, begin, readiness: Readiness::default(), is_asked: false, received: 0 })
 }
 
 impl Visit {
@@ -132,7 +132,7 @@ impl Visit {
                 Err(error) => return Err(error),
             }
         }
-        while let Some(got) = self.hears.read(&self.socket, buffer)? {
+        while let Some(got) = self.readiness.read(&self.socket, buffer)? {
             if got.is_empty() {
                 return match self.received == PAGE {
                     true => Ok(Some(())),

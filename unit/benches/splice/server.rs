@@ -14,7 +14,7 @@ use rustix::net::{self, Shutdown, SocketFlags, sockopt};
 use unit::netns::{self, Rig};
 
 use crate::pattern::{self, CHUNK, Name};
-use crate::poll::{Ear, Poll, put};
+use crate::poll::{Poll, Readiness, put};
 use crate::relay;
 
 /// Where it listens.
@@ -145,7 +145,7 @@ enum Stage {
 
 struct Connection {
     socket: OwnedFd,
-    hears: Ear,
+    readiness: Readiness,
     stage: Stage,
     order: Option<Order>,
     /// Bytes that were compared, and where the first wrong one was.
@@ -189,7 +189,7 @@ impl Serving {
                 }
                 let at = event.token as usize;
                 if let Some(connection) = &mut self.connections[at] {
-                    connection.hears.note(event);
+                    connection.readiness.note(event);
                     self.serve(at);
                 }
             }
@@ -216,8 +216,8 @@ impl Serving {
             });
             self.poll.add(&socket, at as u64)?;
             let stage = Stage::Begins { head: Vec::new(), is_answered: false };
-            let hears = Ear::default();
-            self.connections[at] = Some(Connection { socket, hears, stage, order: None, received: 0, wrong: None });
+            let readiness = Readiness::default();
+            self.connections[at] = Some(Connection { socket, readiness, stage, order: None, received: 0, wrong: None });
         }
     }
 
@@ -239,7 +239,7 @@ impl Connection {
         loop {
             match &mut self.stage {
                 Stage::Begins { head, is_answered } => {
-                    let Some(got) = self.hears.read(&self.socket, buffer)? else { return Ok(Next::Waits) };
+                    let Some(got) = self.readiness.read(&self.socket, buffer)? else { return Ok(Next::Waits) };
                     head.extend_from_slice(got);
                     if got.is_empty() {
                         return Ok(Next::Goes);
@@ -273,7 +273,7 @@ impl Connection {
                         }
                         (*pending, *from) = (Vec::new(), 0);
                     }
-                    let Some(got) = self.hears.read(&self.socket, buffer)? else { return Ok(Next::Waits) };
+                    let Some(got) = self.readiness.read(&self.socket, buffer)? else { return Ok(Next::Waits) };
                     if got.is_empty() {
                         return Ok(Next::Goes);
                     }
@@ -285,7 +285,7 @@ impl Connection {
                     if order.what == What::Hold && !is_released {
                         return Ok(Next::Waits);
                     }
-                    let Some(got) = self.hears.read(&self.socket, buffer)? else { return Ok(Next::Waits) };
+                    let Some(got) = self.readiness.read(&self.socket, buffer)? else { return Ok(Next::Waits) };
                     let got = got.len();
                     self.compare(&buffer[..got]);
                     if got == 0 {
@@ -307,7 +307,7 @@ impl Connection {
                     net::shutdown(&self.socket, Shutdown::Write)?;
                     self.stage = Stage::Ends;
                 }
-                Stage::Ends => match self.hears.read(&self.socket, buffer)? {
+                Stage::Ends => match self.readiness.read(&self.socket, buffer)? {
                     None => return Ok(Next::Waits),
                     Some([]) => return Ok(Next::Goes),
                     Some(_) => {}
