@@ -90,48 +90,6 @@ fn extensions() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(prop_oneof![grease, share, ech, other], 0..8).prop_map(|all| all.concat())
 }
 
-/// What rustls sends first, with either version, is read in every piece that may come, and another parser finds the same name.
-#[test]
-fn a_hello_of_rustls_is_read() {
-    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
-    let versions: [&[&rustls::SupportedProtocolVersion]; 3] =
-        [&[&rustls::version::TLS13], &[&rustls::version::TLS12], &[&rustls::version::TLS12, &rustls::version::TLS13]];
-    for versions in versions {
-        let mut config = rustls::ClientConfig::builder_with_provider(provider.clone())
-            .with_protocol_versions(versions)
-            .expect("it has them")
-            .with_root_certificates(rustls::RootCertStore::empty())
-            .with_no_client_auth();
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let server = "Real.Example".try_into().expect("a name");
-        let mut client = rustls::ClientConnection::new(std::sync::Arc::new(config), server).expect("a client");
-        let mut bytes = Vec::new();
-        while client.wants_write() {
-            client.write_tls(&mut bytes).expect("memory has room");
-        }
-        let mut known = Protocols::default();
-        known.add(b"imap");
-        known.add(b"h2");
-        let expected = Reading::Asks(Asked { name: name("real.example"), offers: 2 });
-        assert_eq!(tls::read(&bytes, 65_535, &known), expected);
-        for len in 0..bytes.len() {
-            assert_eq!(tls::read(&bytes[..len], 65_535, &known), Reading::More, "{len} of {}", bytes.len());
-        }
-        let (_, record) = tls_parser::parse_tls_plaintext(&bytes).expect("a record");
-        let tls_parser::TlsMessage::Handshake(tls_parser::TlsMessageHandshake::ClientHello(hello)) = &record.msg[0]
-        else {
-            panic!("no hello")
-        };
-        let (_, all) =
-            tls_parser::parse_tls_client_hello_extensions(hello.ext.expect("extensions")).expect("sound ones");
-        let names = all.iter().filter_map(|extension| match extension {
-            tls_parser::TlsExtension::SNI(names) => names.first().map(|(_, name)| name.to_ascii_lowercase()),
-            _ => None,
-        });
-        assert_eq!(names.collect::<Vec<_>>(), [b"real.example"]);
-    }
-}
-
 proptest! {
     #[test]
     fn the_name_of_a_hello_is_found_across_records_and_segments(
