@@ -267,6 +267,8 @@ fn a_panic_while_drawing_gives_the_terminal_back() {
     }
     let mut command = Command::new(env::current_exe().expect("this program"));
     command.args(["--exact", "top::a_panic_while_drawing_gives_the_terminal_back", "--nocapture"]).env(DRAWS, "yes");
+    // Or it asks cargo for the programs, which another may keep waiting.
+    command.env("SYNPROXY_BIN_DIR", program("synproxy").parent().expect("a program lies in a directory"));
     // Whatever it is told here: a backtrace is longer than the screen.
     command.env("RUST_BACKTRACE", "0");
     let mut terminal = Terminal::start(&command, (80, 24));
