@@ -13,6 +13,7 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use std::sync::Arc;
+use std::thread;
 use tcpstate::Side;
 use tcpstate::config::{
     Action, Allowance, AllowedHost, AllowedPlace, Asymmetric, Auto, AutoSettings, Balance, Destination,
@@ -634,11 +635,17 @@ proptest! {
 
 #[test]
 fn a_file_cut_off_anywhere_has_an_answer() {
-    for text in [SAMPLE, OLDER] {
-        for (end, _) in text.char_indices() {
-            answers(&text[..end]);
+    // The last of all to end, so each core takes its share.
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        for first in 0..threads {
+            scope.spawn(move || {
+                for text in [SAMPLE, OLDER] {
+                    text.char_indices().skip(first).step_by(threads).for_each(|(end, _)| answers(&text[..end]));
+                }
+            });
         }
-    }
+    });
 }
 
 #[test]
