@@ -1,4 +1,4 @@
-//! What a stretch of time has cost the machine: CPU time of all its cores, whoever spent it (processes, softirqs, kernel threads), less what it
+//! What a stretch of time has cost the machine: CPU time of all its cores, spent by anything (processes, softirqs, kernel threads), less what it
 //! spends when nothing is to do; and memory.
 
 use std::time::{Duration, Instant};

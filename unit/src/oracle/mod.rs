@@ -985,7 +985,7 @@ fn judge_voice(segment: &Segment, peer: &End, ancestor: Option<Ancestor>, is_ser
     let known = |(hops, class): &(u8, u8)| {
         (*hops == segment.hops || segment.hops == u8::MAX) && (any_class || *class == segment.class)
     };
-    // The SYN-ACK of a service is the box's, whoever the server will be.
+    // The SYN-ACK of a service is the box's, whichever server is chosen.
     let is_own = is_served && segment.syn;
     if passed || is_own || peer.voices.is_empty() || peer.voices.iter().any(known) {
         return Ok(());
