@@ -11,6 +11,7 @@ mod failure;
 mod forward;
 mod front;
 mod layout;
+mod patience;
 mod port;
 mod program;
 mod refusal;

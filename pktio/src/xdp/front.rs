@@ -11,7 +11,7 @@ use aya::Ebpf;
 use aya::maps::DevMap;
 use tracing::debug;
 
-use super::program::{OwnMaps, instructions, loader, patiently};
+use super::program::{OwnMaps, attach_patiently, instructions, loader};
 use super::tags::untagged_only;
 use crate::bpf::{self, How};
 use crate::failure::FailurePlan;
@@ -78,7 +78,7 @@ impl FrontProgram {
             self.attachment = None;
         } else if self.attachment.is_none() {
             let attach = || Attachment::by_link(self.program.as_fd(), self.interface, true);
-            self.attachment = Some(patiently(attach)?);
+            self.attachment = Some(attach_patiently(self.interface, attach)?);
             debug!("interface {}: the program in front of tc is attached", self.interface);
         }
         Ok(())

@@ -1,7 +1,5 @@
 //! The sizes of buffers and rings, chosen by the MTU, and how long to wait for a busy queue.
 
-use std::time::Duration;
-
 use super::refusal::Refusal;
 use crate::frame::HEADROOM;
 
@@ -14,13 +12,6 @@ const SINGLE_MTU: usize = 3000;
 
 /// The largest MTU that fits the buffers a frame may have, well above any in use.
 const LARGEST_MTU: usize = 16_000;
-
-/// How long a queue may stay busy after its last owner has closed it: the kernel tears it down in the background, in 4 to 70 ms
-/// on an idle machine.
-pub(super) const BUSY_PATIENCE: Duration = Duration::from_secs(2);
-
-/// How long to sleep between two attempts at a busy queue.
-pub(super) const BUSY_STEP: Duration = Duration::from_millis(1);
 
 /// How the sockets are opened.
 #[derive(Debug, Clone)]

@@ -7,8 +7,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::thread;
-use std::time::Instant;
 
 use aya::maps::{DevMap, Map, PerCpuArray, RingBuf, XskMap};
 use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
@@ -16,7 +14,8 @@ use aya_obj::Object;
 
 use super::failure::{self, LINE, Place, ServiceMap, XdpFailureSwitch};
 use super::forward::{self, Forwarded, ForwardedThere};
-use super::layout::{BUSY_PATIENCE, BUSY_STEP, Layout};
+use super::layout::Layout;
+use super::patience::patiently;
 use super::refusal::{Refusal, chain, descriptors_ran_out, os_error};
 use super::samples::ShedSamples;
 use super::shed::{ShedMaps, random_key};
@@ -360,7 +359,7 @@ impl AttachedProgram {
             if is_watched {
                 note(bpf::id_of(program)?);
             }
-            patiently(|| match is_watched {
+            attach_patiently(interface.index(), || match is_watched {
                 true => Attachment::by_netlink(program, interface.index(), driver, left),
                 false => Attachment::by_link(program, interface.index(), driver),
             })
@@ -388,7 +387,8 @@ impl AttachedProgram {
         if self.attachment.is_none() {
             let (index, program) = (self.loaded.made.interface, self.loaded.program.as_fd());
             note(index, bpf::id_of(program)?);
-            let attachment = patiently(|| Attachment::by_netlink(program, index, self.driver, self.left))?;
+            let attachment =
+                attach_patiently(index, || Attachment::by_netlink(program, index, self.driver, self.left))?;
             self.attachment = Some(attachment);
         }
         Ok(())
@@ -557,17 +557,9 @@ pub(super) fn instructions(
     Ok(function.instructions.iter().map(one).collect())
 }
 
-/// Attaches a program. That of a process that has just ended may still be attached for a moment.
-pub(super) fn patiently<T>(mut attach: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    let begin = Instant::now();
-    loop {
-        match attach() {
-            Err(e) if e.raw_os_error() == Some(libc::EBUSY) && begin.elapsed() < BUSY_PATIENCE => {
-                thread::sleep(BUSY_STEP)
-            }
-            result => return result,
-        }
-    }
+/// Attaches a program to an interface. That of a process that has just ended may still be attached for a moment.
+pub(super) fn attach_patiently<T>(interface: u32, attach: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    patiently(&format!("the XDP hook of interface {interface}"), attach, |e| e.raw_os_error() == Some(libc::EBUSY))
 }
 
 fn attach_refusal(error: &(dyn Error + 'static), interface: &Interface) -> Refusal {
@@ -587,6 +579,7 @@ fn attach_refusal(error: &(dyn Error + 'static), interface: &Interface) -> Refus
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
     use std::time::Duration;
 
     use super::*;

@@ -5,8 +5,7 @@ use std::error::Error as _;
 use std::num::NonZeroU32;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use xsk_rs::config::{
     BindFlags, FrameSize, Interface as XskInterface, LibxdpFlags, QueueSize, SocketConfig, UmemConfig,
@@ -14,7 +13,8 @@ use xsk_rs::config::{
 use xsk_rs::{FrameDesc, Umem};
 
 use super::cutter::Cutter;
-use super::layout::{BUSY_PATIENCE, BUSY_STEP, Layout};
+use super::layout::Layout;
+use super::patience::patiently;
 use super::port::{Rings, XdpPort};
 use super::program::AttachedProgram;
 use super::refusal::{Refusal, chain, descriptors_ran_out, os_error};
@@ -183,23 +183,13 @@ fn bind(umem: &Umem, interface: &Interface, zero_copy: bool, layout: &Layout, qu
         .build();
     let xsk_interface: XskInterface =
         name.parse().map_err(|_| Refusal::Failed(format!("{name:?} is no interface name")))?;
-    let begin = Instant::now();
-    loop {
-        // SAFETY: no program is loaded by the library (inhibited), and the pair of interface and queue is bound once.
-        match unsafe { xsk_rs::Socket::new(config, umem, &xsk_interface, queue) } {
-            Ok((tx, rx, Some((fill, completion)))) => return Ok(Rings { rx, tx, fill, completion }),
-            Ok((_, _, None)) => {
-                return Err(Refusal::Failed(format!("{name}: queue {queue} is already bound in this memory")));
-            }
-            Err(e) => {
-                let code = e.source().and_then(os_error);
-                if code == Some(libc::EBUSY) && begin.elapsed() < BUSY_PATIENCE {
-                    thread::sleep(BUSY_STEP);
-                    continue;
-                }
-                return Err(bind_refusal(code, name, queue, &chain(&e), layout));
-            }
-        }
+    // SAFETY: no program is loaded by the library (inhibited), and the pair of interface and queue is bound once.
+    let attempt = || unsafe { xsk_rs::Socket::new(config, umem, &xsk_interface, queue) };
+    let code = |e: &xsk_rs::socket::SocketCreateError| e.source().and_then(os_error);
+    match patiently(&format!("queue {queue} of {name}"), attempt, |e| code(e) == Some(libc::EBUSY)) {
+        Ok((tx, rx, Some((fill, completion)))) => Ok(Rings { rx, tx, fill, completion }),
+        Ok((_, _, None)) => Err(Refusal::Failed(format!("{name}: queue {queue} is already bound in this memory"))),
+        Err(e) => Err(bind_refusal(code(&e), name, queue, &chain(&e), layout)),
     }
 }
 
