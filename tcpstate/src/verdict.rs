@@ -284,8 +284,8 @@ crate::metrics! {
         HandedDown = "handed-down" in Connections,
         /// Connections that the kernel handed up again, at a segment that it does not forward.
         HandedUp = "handed-up" in Connections,
-        /// Connections that were not handed down because the map had no room for them.
-        NotHandedDown = "not-handed-down" in Connections,
+        /// Attempts to hand a connection down for which the map had no room: one in a millisecond and worker at most.
+        NotHandedDown = "not-handed-down",
         /// TCP segments from the LAN that were not dropped: forwarded, answered or held.
         LanSegment = "lan-segment",
         /// TCP segments from the WAN that were not dropped: forwarded, answered or held.

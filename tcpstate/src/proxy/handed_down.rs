@@ -174,6 +174,8 @@ pub(crate) struct HandedDown {
     arriving: Vec<Arriving>,
     /// How often entries were filled.
     fills: u32,
+    /// When there last was no room for a connection.
+    full_at: Option<Ticks>,
     /// What was forwarded of connections that are gone, and has not been told.
     untold: Vec<Forwarded>,
     /// The flow of the segment that is being processed, if it is handed down, its hash, and the segment's name.
@@ -194,6 +196,7 @@ impl HandedDown {
             leaving: Vec::new(),
             arriving: Vec::new(),
             fills: 0,
+            full_at: None,
             untold: Vec::new(),
             came_up: None,
             forwarded: None,
@@ -872,10 +875,15 @@ impl Proxy {
             && if proxied { ecn::is_plain_or_classic(flow) } else { flow.client() == Side::Lan }
     }
 
-    /// Hands a flow down if the kernel may forward it.
+    /// After a segment of a flow: hands the flow down if the kernel may forward it. One for which there is no room is tried again whenever a segment of it
+    /// comes; but once there was none for one, no other is tried in the same tick.
     #[inline]
     pub(super) fn hand_down(&mut self, id: Id, now: Instant) {
-        if self.handed_down.words.is_some() && self.table[id].is_in(State::Established) && self.may_go_down(id) {
+        if self.hands_down()
+            && self.table[id].is_in(State::Established)
+            && self.handed_down.full_at != Some(tick(now))
+            && self.may_go_down(id)
+        {
             self.hand_down_now(id, now);
         }
     }
@@ -889,6 +897,7 @@ impl Proxy {
             self.set_state(id, State::HandedDown, now, |_| ());
             self.counters.count(Event::HandedDown);
         } else {
+            self.handed_down.full_at = Some(tick(now));
             self.counters.count(Event::NotHandedDown);
         }
     }
@@ -1109,6 +1118,30 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_without_room_goes_down_once_there_is_some_whatever_it_sends() {
+        let mut proxy = proxy();
+        let ids: Vec<Id> = (1..=9).map(|n| enter(&mut proxy, n, NOW)).collect();
+        let first = proxy.table.key(ids[0]);
+        let meets = |proxy: &mut Proxy, n: u32, now: Instant| {
+            let key = FlowKey { wan: [0, 0, 0xffff, n], ..first };
+            let id = proxy.table.find(&key, key.hash(proxy.settings.hash_keys)).expect("it is there");
+            let segment = TestSegment { flags: 0x10, ..TestSegment::default() };
+            let mut frame = segment.frame();
+            let Parsed::Tcp(segment) = Parsed::parse(Side::Lan, &Head::whole(&mut frame.clone(), frame.len())) else {
+                panic!("one")
+            };
+            let length = frame.len();
+            assert!(proxy.forward_fast(Side::Lan, &segment, id, &mut Head::whole(&mut frame, length), now));
+            proxy.table[id].state()
+        };
+        assert_eq!(meets(&mut proxy, 9, NOW + Duration::from_millis(1)), State::Established);
+        poll(&mut proxy, NOW + Duration::from_millis(2));
+        proxy.forget(ids[0]);
+        assert_eq!(meets(&mut proxy, 9, NOW + Duration::from_millis(300)), State::HandedDown);
+        assert_eq!(proxy.counters().happened(Event::NotHandedDown), 2);
+    }
+
+    #[test]
     fn a_connection_goes_on_in_the_next_process_with_the_numbers_that_the_kernel_has_followed() {
         let mut proxy = proxy();
         let id = enter(&mut proxy, 1, NOW);
@@ -1202,7 +1235,7 @@ mod tests {
         let before = tags();
         enter_second(&mut proxy, 7, 8080, later);
         assert_eq!((proxy.counters().happened(Event::NotHandedDown), tags()), (2, before), "one is not enough");
-        enter(&mut proxy, 8, later);
+        enter(&mut proxy, 8, later + Duration::from_millis(1));
         assert_eq!(proxy.counters().happened(Event::NotHandedDown), 2, "it was put back");
     }
 
