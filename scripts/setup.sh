@@ -5,14 +5,10 @@ set -eu
 
 # One package a line, with its reason.
 packages=$(sed 's/#.*//' <<'LIST'
-gcc              # links every Rust program; compiles libbpf
+gcc              # links every Rust program
 libc6-dev        # the C library's headers and start files
-make             # this Makefile, and libbpf's
-pkg-config       # libbpf-sys asks it for libelf
-m4               # libxdp's build
-clang            # compiles the XDP program to BPF; bindgen loads its libclang
-libelf-dev       # libbpf reads objects with it
-zlib1g-dev       # libelf's compression
+make             # this Makefile
+clang            # compiles the XDP program to BPF
 iproute2         # namespaces and veth pairs of the tests and the demo
 ethtool          # offloads of the end hosts on veth
 procps           # sysctl, for the namespaces
@@ -31,12 +27,12 @@ if ! command -v cargo >/dev/null 2>&1 && [ ! -x "$HOME/.cargo/bin/cargo" ]; then
 fi
 
 if ! command -v dpkg-query >/dev/null 2>&1 || ! command -v apt-get >/dev/null 2>&1; then
-    for tool in gcc make pkg-config m4 clang ip ethtool ping nc tcpdump valgrind nft; do
+    for tool in gcc make clang ip ethtool ping nc tcpdump valgrind nft; do
         command -v "$tool" >/dev/null 2>&1 || absent="${absent:-} $tool"
     done
     [ -z "${absent:-}" ] && exit 0
     echo "setup: this is no Debian; install what gives these commands:$absent" >&2
-    echo "setup: (and the headers of libelf and zlib). Debian calls the packages:" $packages >&2
+    echo "setup: Debian calls the packages:" $packages >&2
     exit 1
 fi
 

@@ -4,7 +4,7 @@
 //! forwarding moves a descriptor and copies nothing. A small XDP program, compiled from `bpf/redirect.c`, redirects the
 //! frames of each queue to its socket. Which mode is tried, and what happens when it does not work, is decided in `open`.
 //!
-//! The rings are those of `xsk-rs`; this module adds ownership, chains of buffers, the fill level, and wake-ups of the driver.
+//! `rings` has what the kernel shares with a socket; `port` adds ownership, chains of buffers, the fill level, and wake-ups of the driver.
 
 mod cutter;
 mod failure;
@@ -15,6 +15,7 @@ mod patience;
 mod port;
 mod program;
 mod refusal;
+mod rings;
 mod samples;
 mod shed;
 mod socket;

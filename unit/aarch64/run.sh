@@ -13,32 +13,12 @@ need gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user debian-archive-keyrin
 command -v rustup >/dev/null || ignored "without rustup there is no standard library for $machine"
 fetch rustup target add "$machine"
 
-# Libraries of the other architecture are only unpacked, and kept for the next time.
 target=$(cargo metadata --format-version 1 --no-deps --offline | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
-kept=$target/aarch64
-if [ ! -d "$kept/root" ]; then
-    say "fetching libraries"
-    look_at "$(. /etc/os-release && echo "$VERSION_CODENAME")"
-    there+=(-o APT::Architecture=arm64 -o APT::Architectures::=arm64)
-    fetch apt-get "${there[@]}" update -q
-    rm -rf "$kept" && mkdir -p "$kept/part"
-    (cd "$kept/part" && fetch apt-get "${there[@]}" download -q libelf-dev libelf1 zlib1g-dev zlib1g) || exit
-    for package in "$kept"/part/*.deb; do dpkg-deb -x "$package" "$kept/unpacked"; done
-    rm -r "$kept/part" && mv "$kept/unpacked" "$kept/root"
-fi
-root=$kept/root
 
 export CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc AR_aarch64_unknown_linux_gnu=aarch64-linux-gnu-ar
-export CFLAGS_aarch64_unknown_linux_gnu="-I$root/usr/include"
-export BINDGEN_EXTRA_CLANG_ARGS_aarch64_unknown_linux_gnu="--target=$machine -I/usr/aarch64-linux-gnu/include -I$root/usr/include"
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
-export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-L native=$root/usr/lib/aarch64-linux-gnu -C link-arg=-Wl,-rpath-link,$root/usr/lib/aarch64-linux-gnu:$root/lib/aarch64-linux-gnu"
-emulator=(qemu-aarch64 -L /usr/aarch64-linux-gnu -E "LD_LIBRARY_PATH=$root/usr/lib/aarch64-linux-gnu:$root/lib/aarch64-linux-gnu")
+emulator=(qemu-aarch64 -L /usr/aarch64-linux-gnu)
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="${emulator[*]}"
-# The BPF programs of dependencies are compiled with the machine's clang, which finds no headers for this architecture itself.
-export C_INCLUDE_PATH=/usr/aarch64-linux-gnu/include
-# libxdp embeds its BPF objects with these two; without them it takes the machine's own, whose objects the cross linker refuses.
-export CROSS_COMPILE=aarch64-linux-gnu- LD=aarch64-linux-gnu-ld OBJCOPY=aarch64-linux-gnu-objcopy
 
 say "building"
 attend cargo build --target "$machine" -p synproxy -p tools --bins

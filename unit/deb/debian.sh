@@ -26,7 +26,7 @@ unpack_debian() {
     if [ ! -s "$kept/bookworm.tar" ]; then
         say "fetching Debian 12"
         look_at bookworm
-        fetch mmdebstrap --mode=root --variant=minbase --include=iproute2,libelf1,zlib1g,systemd,man-db,bash-completion --quiet bookworm \
+        fetch mmdebstrap --mode=root --variant=minbase --include=iproute2,systemd,man-db,bash-completion --quiet bookworm \
             "$kept/part.tar" "$(cat "$work/sources.list")"
         mv "$kept/part.tar" "$kept/bookworm.tar"
     fi

@@ -5,16 +5,14 @@ use std::cmp::min;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-
-use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue, Umem};
 
 use super::cutter::Cutter;
 use super::failure::XdpFailureSwitch;
 use super::forward::ForwardedThere;
 use super::layout::Layout;
+use super::rings::{Descriptor, Rings, is_zero_copy, set_option, statistics as kernel_statistics};
 use super::shed::XdpShedFilter;
 use crate::failure::FailureSwitch;
 use crate::frame::{Batch, Frame, HEADROOM};
@@ -23,7 +21,7 @@ use crate::pool::{Pool, Refused};
 use crate::port::{Capabilities, Port, PortStatistics, RingStatistics};
 use crate::shed::ShedFilter;
 
-/// Descriptors moved from or to a ring at once.
+/// Entries taken out of a ring, or put into it, at once.
 const STRIDE: usize = 64;
 
 /// The most buffers a frame may lie in: what an skb of the kernel can carry in fragments, less one for safety.
@@ -42,29 +40,9 @@ const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
 /// never waits, so any time but zero means one look.
 const BUSY_POLL_MICROS: libc::c_int = 20;
 
-/// Another frame follows in this packet (`XDP_PKT_CONTD`).
-const CONTINUED: u32 = 1;
-
-/// The rings of one socket and of its share of the UMEM.
-pub(super) struct Rings {
-    pub rx: RxQueue,
-    pub tx: TxQueue,
-    pub fill: FillQueue,
-    pub completion: CompQueue,
-}
-
 /// One queue of one interface through an AF_XDP socket.
 pub(super) struct XdpPort {
-    rx: RxQueue,
-    tx: TxQueue,
-    fill: FillQueue,
-    completion: CompQueue,
-    umem: Umem,
-    /// Per buffer, the descriptor of a frame that begins at the headroom.
-    templates: Arc<[FrameDesc]>,
-    /// Where a descriptor keeps the address; see [`address_field`].
-    address: usize,
-    scratch: Box<[FrameDesc; STRIDE]>,
+    rings: Rings,
     /// Bytes of a buffer.
     chunk: usize,
     /// Entries of the transmit ring.
@@ -115,36 +93,23 @@ impl XdpPort {
     /// A port over these rings. What the socket and the layout determine is added to `capabilities`.
     pub(super) fn new(
         rings: Rings,
-        umem: Umem,
-        templates: Arc<[FrameDesc]>,
         layout: &Layout,
         capabilities: Capabilities,
         shed: Option<XdpShedFilter>,
     ) -> XdpPort {
-        let fd = rings.rx.fd().as_raw_fd();
+        let fd = rings.socket.as_raw_fd();
         let target = layout.frames_per_port / 2;
         let ring = target.next_power_of_two();
-        let address = address_field(templates[0]);
         // In copy mode every queued frame is charged to the socket's send buffer until the device has sent it; the
         // default holds a few hundred. Refused without CAP_NET_ADMIN; the default then stays.
         let bytes = libc::c_int::try_from(ring * (layout.chunk + 1024)).unwrap_or(libc::c_int::MAX);
-        let _ = set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, bytes);
+        let _ = set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &bytes);
         // One system call then sends the whole ring.
         let budget = libc::c_int::try_from(ring).unwrap_or(libc::c_int::MAX);
-        let raised = set_option(fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, budget).is_ok();
+        let raised = set_option(fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &budget).is_ok();
         let busy_poll = layout.busy_poll && prefer_busy_poll(fd, layout.batch).is_ok();
-        // The library leaves its sockets open across exec(2): a child process would keep the queue bound after this one has ended.
-        // SAFETY: the descriptor is open, and no pointer is passed.
-        unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
         XdpPort {
-            rx: rings.rx,
-            tx: rings.tx,
-            fill: rings.fill,
-            completion: rings.completion,
-            umem,
-            templates,
-            address,
-            scratch: Box::new([FrameDesc::default(); STRIDE]),
+            rings,
             chunk: layout.chunk,
             ring,
             budget: if raised { ring } else { COPY_BUDGET },
@@ -189,8 +154,8 @@ impl XdpPort {
     }
 
     /// The same port, past which the program forwards frames by itself, and counts them there. What it forwards out of this port leaves within such a time.
-    pub(super) fn beside(self, forwarded: Option<ForwardedThere>, leaves_within: Duration) -> XdpPort {
-        let buffers = self.templates.len();
+    /// `buffers` are in the memory.
+    pub(super) fn beside(self, forwarded: Option<ForwardedThere>, leaves_within: Duration, buffers: usize) -> XdpPort {
         let forwarded = forwarded.map(|forwarded| (forwarded, Leaving::new(buffers)));
         XdpPort { forwarded, leaves_within, ..self }
     }
@@ -200,14 +165,19 @@ impl XdpPort {
         self.fd
     }
 
+    /// Of an address in the memory: where its buffer begins, and where in that it is.
+    fn split(&self, address: u64) -> (usize, usize) {
+        let (address, mask) = (address as usize, self.chunk - 1);
+        (address & !mask, address & mask)
+    }
+
     /// Takes the buffer that `desc` describes out of the receive ring, and its frame into `batch` if it is complete.
-    fn accept(&mut self, desc: FrameDesc, batch: &mut Batch, pool: &mut Pool) {
-        let mask = self.chunk - 1;
-        let (offset, start) = (desc.addr() & !mask, desc.addr() & mask);
+    fn accept(&mut self, desc: Descriptor, batch: &mut Batch, pool: &mut Pool) {
+        let (offset, start) = self.split(desc.addr);
         // SAFETY: the descriptor came off the receive ring, so its buffer was lent to this port's fill ring and the kernel
         // no longer uses it.
-        let buffer = unsafe { pool.reclaim(offset, start, desc.lengths().data()) };
-        let more = desc.has_more_frames();
+        let buffer = unsafe { pool.reclaim(offset, start, desc.len as usize) };
+        let more = desc.options & libc::XDP_PKT_CONTD != 0;
         self.taken += u64::from(!more);
         if self.discarding {
             self.discarding = more;
@@ -255,13 +225,13 @@ impl XdpPort {
 
     /// Reads up to `max` descriptors off the receive ring; returns how many there were.
     fn read(&mut self, max: usize, batch: &mut Batch, pool: &mut Pool) -> usize {
-        // SAFETY: the socket is bound to the UMEM of `pool`, and the descriptors are overwritten.
-        let read = unsafe { self.rx.consume(&mut self.scratch[..min(max, STRIDE)]) };
-        self.filled -= read;
-        for i in 0..read {
-            self.accept(self.scratch[i], batch, pool);
+        let read = self.rings.rx.ready(min(max, STRIDE) as u32);
+        self.filled -= read as usize;
+        for n in 0..read {
+            self.accept(self.rings.rx.get(n), batch, pool);
         }
-        read
+        self.rings.rx.release(read);
+        read as usize
     }
 
     /// Drops what was given to the worker before it failed. Others have passed without it since, the same frames repeated among them: a SYN, for example,
@@ -278,23 +248,19 @@ impl XdpPort {
     /// Fills the fill ring to its level, as far as the pool has buffers.
     pub(super) fn refill(&mut self, pool: &mut Pool) {
         while self.filled < self.target {
-            let want = min(self.target - self.filled, STRIDE);
+            let want = min(self.target - self.filled, STRIDE) as u32;
+            // Room for all: the ring has an entry for every buffer.
+            let room = min(self.rings.fill.room(want), want);
             let mut ready = 0;
-            while ready < want {
+            while ready < room {
                 let Some(frame) = pool.take_reserved() else { break };
-                self.scratch[ready] = self.templates[pool.lend(frame) / self.chunk];
+                // SAFETY: there is room, and the frame was just taken out of the pool over this memory: nothing else holds it.
+                unsafe { self.rings.fill.put(ready, pool.lend(frame) as u64) };
                 ready += 1;
             }
-            // SAFETY: the frames were just taken out of the pool over this UMEM: nothing else holds them.
-            let done = unsafe { self.fill.produce(&self.scratch[..ready]) };
-            debug_assert_eq!(done, ready, "the fill ring has an entry for every frame");
-            for desc in &self.scratch[done..ready] {
-                // SAFETY: lent a moment ago and not taken by the ring.
-                let frame = unsafe { pool.reclaim(desc.addr() & !(self.chunk - 1), HEADROOM, 0) };
-                pool.put(frame);
-            }
-            self.filled += done;
-            if done < want {
+            self.rings.fill.submit(ready);
+            self.filled += ready as usize;
+            if ready < want {
                 break;
             }
         }
@@ -302,7 +268,7 @@ impl XdpPort {
 
     /// Wakes the driver if it waits for buffers.
     pub(super) fn wake_receiver(&mut self) {
-        if self.fill.needs_wakeup() {
+        if self.rings.fill.needs_wakeup() {
             self.drive_receiver();
         }
     }
@@ -317,16 +283,18 @@ impl XdpPort {
     /// Takes the frames whose transmission is complete back into the pool.
     fn reap(&mut self, pool: &mut Pool) {
         while self.in_flight > 0 {
-            // SAFETY: the socket is bound to the UMEM of `pool`, and the descriptors are overwritten.
-            let done = unsafe { self.completion.consume(&mut self.scratch[..]) };
-            if let Some((_, leaving)) = &mut self.forwarded {
-                self.scratch[..done].iter().for_each(|desc| leaving.left(desc.addr() / self.chunk));
-            }
-            for desc in &self.scratch[..done] {
+            let done = self.rings.completion.ready(STRIDE as u32);
+            for n in 0..done {
+                let (offset, _) = self.split(self.rings.completion.get(n));
+                if let Some((_, leaving)) = &mut self.forwarded {
+                    leaving.left(offset / self.chunk);
+                }
                 // SAFETY: the buffer was lent to the transmit ring and the kernel no longer uses it.
-                let frame = unsafe { pool.reclaim(desc.addr() & !(self.chunk - 1), HEADROOM, 0) };
+                let frame = unsafe { pool.reclaim(offset, HEADROOM, 0) };
                 pool.put(frame);
             }
+            self.rings.completion.release(done);
+            let done = done as usize;
             self.in_flight -= done;
             self.completed += done as u64;
             if done < STRIDE {
@@ -350,28 +318,20 @@ impl XdpPort {
             }
     }
 
-    /// The descriptor that sends one buffer from where its frame begins; the buffer passes to the ring.
-    fn describe(&mut self, buffer: Frame, pool: &mut Pool) -> FrameDesc {
+    /// Puts a buffer into the transmit ring as the `n`th of those to be submitted next, to be sent from where its frame begins.
+    ///
+    /// # Panics
+    ///
+    /// When there is no room for it, which would have been counted before.
+    fn put(&mut self, n: u32, buffer: Frame, more: bool, pool: &mut Pool) {
         let (start, len) = (buffer.start(), buffer.len());
         let offset = pool.lend(buffer);
-        let mut desc = self.templates[offset / self.chunk];
-        if start != HEADROOM {
-            set_address(&mut desc, self.address, offset + start);
-        }
-        // SAFETY: the buffer was a frame of this process until now and is not in a ring yet, so nothing else accesses it.
-        unsafe { self.umem.data_mut(&mut desc) }.cursor().set_pos(len);
-        desc
-    }
-
-    /// Puts the first `ready` descriptors of the scratch into the transmit ring, which has room for them.
-    fn submit(&mut self, ready: usize) {
-        // SAFETY: the buffers belong to this UMEM, and `lend` gave up their frames.
-        let done = unsafe { self.tx.produce(&self.scratch[..ready]) };
-        assert_eq!(done, ready, "the room of the transmit ring was counted before");
+        let options = if more { libc::XDP_PKT_CONTD } else { 0 };
+        // SAFETY: the room was counted; the buffer lies in this memory, and `lend` gave up its frame.
+        unsafe { self.rings.tx.put(n, Descriptor { addr: (offset + start) as u64, len: len as u32, options }) };
         if let Some((_, leaving)) = &mut self.forwarded {
-            self.scratch[..ready].iter().for_each(|desc| leaving.sent(desc.addr() / self.chunk));
+            leaving.sent(offset / self.chunk);
         }
-        self.in_flight += ready;
     }
 
     /// One system call that makes the kernel send. `Ok(true)` when it wants another.
@@ -467,7 +427,7 @@ impl Port for XdpPort {
         if self.is_down {
             return self.discard(batch, pool);
         }
-        let mut free = self.tx.nb_free(batch.len() as u32) as usize;
+        let mut free = self.rings.tx.room(batch.len() as u32) as usize;
         let mut fits = 0;
         for frame in batch.iter() {
             let buffers = if frame.is_chained() { frame.buffers() } else { 1 };
@@ -490,22 +450,15 @@ impl Port for XdpPort {
             }
             self.statistics.sent += 1;
             self.statistics.sent_bytes += frame.total() as u64;
-            if ready + MAX_BUFFERS > STRIDE {
-                self.submit(ready);
-                ready = 0;
-            }
             let mut next = Some(frame);
             while let Some(mut buffer) = next {
                 next = buffer.split();
-                let mut desc = self.describe(buffer, pool);
-                if next.is_some() {
-                    desc.set_options(CONTINUED);
-                }
-                self.scratch[ready] = desc;
+                self.put(ready, buffer, next.is_some(), pool);
                 ready += 1;
             }
         }
-        self.submit(ready);
+        self.rings.tx.submit(ready);
+        self.in_flight += ready as usize;
         if !batch.is_empty() {
             self.statistics.transmit_full += 1;
         }
@@ -517,15 +470,15 @@ impl Port for XdpPort {
             return;
         }
         (self.backlog, self.is_down) = (false, false);
-        let mut free = self.tx.nb_free_exact() as usize;
+        let mut free = self.rings.tx.room_now() as usize;
         // In copy mode nothing is sent without a system call; a zero-copy driver says whether it needs one.
-        let wanted = if self.capabilities.zero_copy { self.tx.needs_wakeup() } else { free < self.ring };
+        let wanted = if self.capabilities.zero_copy { self.rings.tx.needs_wakeup() } else { free < self.ring };
         if wanted {
             for _ in 0..self.ring / self.budget + 1 {
                 match self.send() {
                     Ok(false) => break,
                     Ok(true) => {
-                        let now = self.tx.nb_free_exact() as usize;
+                        let now = self.rings.tx.room_now() as usize;
                         if now == free {
                             break;
                         }
@@ -538,10 +491,10 @@ impl Port for XdpPort {
                     }
                 }
             }
-            if self.busy_poll && self.capabilities.zero_copy && (self.tx.nb_free_exact() as usize) < self.ring {
+            if self.busy_poll && self.capabilities.zero_copy && (self.rings.tx.room_now() as usize) < self.ring {
                 self.wake_transmitter();
             }
-            self.backlog = !self.is_down && (self.tx.nb_free_exact() as usize) < self.ring;
+            self.backlog = !self.is_down && (self.rings.tx.room_now() as usize) < self.ring;
         }
         self.reap(pool);
     }
@@ -575,8 +528,8 @@ impl Port for XdpPort {
         // What came in, read behind what was taken and missed: no less than these, and the same only if nothing is between.
         let is_all = || self.taken + self.missed.get() == switch.given();
         is_all() || {
-            let Ok(kernel) = self.rx.fd().xdp_statistics() else { return false };
-            let missed = kernel.rx_dropped() + kernel.rx_ring_full();
+            let Ok(kernel) = kernel_statistics(self.fd) else { return false };
+            let missed = kernel.rx_dropped + kernel.rx_ring_full;
             missed != self.missed.replace(missed) && is_all()
         }
     }
@@ -613,14 +566,14 @@ impl Port for XdpPort {
             [statistics.forwarded, statistics.forwarded_bytes, statistics.forwarded_partial] =
                 forwarded.counters.map(|count| count.load(Ordering::Relaxed));
         }
-        if let Ok(kernel) = self.rx.fd().xdp_statistics() {
+        if let Ok(kernel) = kernel_statistics(self.fd) {
             let rings = RingStatistics {
-                rx_dropped: kernel.rx_dropped(),
-                rx_invalid_descs: kernel.rx_invalid_descs(),
-                tx_invalid_descs: kernel.tx_invalid_descs(),
-                rx_ring_full: kernel.rx_ring_full(),
-                rx_fill_ring_empty_descs: kernel.rx_fill_ring_empty_descs(),
-                tx_ring_empty_descs: kernel.tx_ring_empty_descs(),
+                rx_dropped: kernel.rx_dropped,
+                rx_invalid_descs: kernel.rx_invalid_descs,
+                tx_invalid_descs: kernel.tx_invalid_descs,
+                rx_ring_full: kernel.rx_ring_full,
+                rx_fill_ring_empty_descs: kernel.rx_fill_ring_empty_descs,
+                tx_ring_empty_descs: kernel.tx_ring_empty_descs,
             };
             statistics.receive_full += rings.rx_ring_full;
             statistics.fill_empty += rings.rx_fill_ring_empty_descs;
@@ -669,61 +622,9 @@ impl Leaving {
     }
 }
 
-/// Where in a descriptor the library keeps the address, in bytes.
-///
-/// The library makes a descriptor once and has no way to let its frame begin elsewhere; moving the frame instead costs
-/// a copy of all of it for a header that grew by twelve bytes, and a full buffer has no room for that. So the field is
-/// looked for: every field is an integer, and `addr()` shows which word it reads.
-///
-/// # Panics
-///
-/// When no word is the address: another version of the library, which fails the tests.
-fn address_field(template: FrameDesc) -> usize {
-    let moved = template.addr() ^ 1;
-    let is_address = |at: &usize| {
-        let mut probe = template;
-        set_address(&mut probe, *at, moved);
-        probe.addr() == moved
-            && probe.options() == template.options()
-            && probe.lengths().data() == template.lengths().data()
-            && probe.lengths().headroom() == template.lengths().headroom()
-    };
-    (0..size_of::<FrameDesc>()).step_by(size_of::<usize>()).find(is_address).expect("a descriptor has an address")
-}
-
-/// Writes the word at `at` of a descriptor, where [`address_field`] found the address.
-#[inline]
-fn set_address(desc: &mut FrameDesc, at: usize, addr: usize) {
-    assert!(at <= size_of::<FrameDesc>() - size_of::<usize>() && at.is_multiple_of(align_of::<usize>()));
-    // SAFETY: the word lies inside the descriptor, is aligned as the descriptor is (asserted below), and belongs to integers
-    // or padding, for which every value is valid.
-    unsafe { ptr::from_mut(desc).byte_add(at).cast::<usize>().write(addr) };
-}
-
-const _: () = assert!(size_of::<FrameDesc>() == 32, "an address, options and two lengths, and nothing but integers");
-const _: () = assert!(align_of::<FrameDesc>() >= align_of::<usize>());
-
-/// Whether the kernel bound the socket in zero-copy mode.
-fn is_zero_copy(fd: RawFd) -> bool {
-    let mut options = libc::xdp_options { flags: 0 };
-    let mut len = size_of_val(&options) as libc::socklen_t;
-    // SAFETY: the option is written into a structure of the length given.
-    let result =
-        unsafe { libc::getsockopt(fd, libc::SOL_XDP, libc::XDP_OPTIONS, (&raw mut options).cast(), &raw mut len) };
-    result == 0 && options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0
-}
-
 /// Makes the worker's system calls drive the device's receive path in place of its interrupts.
 fn prefer_busy_poll(fd: RawFd, batch: usize) -> io::Result<()> {
-    set_option(fd, libc::SOL_SOCKET, libc::SO_PREFER_BUSY_POLL, 1)?;
-    set_option(fd, libc::SOL_SOCKET, libc::SO_BUSY_POLL, BUSY_POLL_MICROS)?;
-    set_option(fd, libc::SOL_SOCKET, libc::SO_BUSY_POLL_BUDGET, libc::c_int::try_from(batch).unwrap_or(64))
-}
-
-fn set_option(fd: RawFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
-    // SAFETY: the value is an integer of the length given.
-    let result = unsafe {
-        libc::setsockopt(fd, level, option, (&raw const value).cast(), size_of_val(&value) as libc::socklen_t)
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    set_option(fd, libc::SOL_SOCKET, libc::SO_PREFER_BUSY_POLL, &1)?;
+    set_option(fd, libc::SOL_SOCKET, libc::SO_BUSY_POLL, &BUSY_POLL_MICROS)?;
+    set_option(fd, libc::SOL_SOCKET, libc::SO_BUSY_POLL_BUDGET, &libc::c_int::try_from(batch).unwrap_or(64))
 }

@@ -1,36 +1,29 @@
 //! Opens the AF_XDP sockets: one UMEM for each worker, one socket for each of its queues.
 
 use std::cmp::min;
-use std::error::Error as _;
-use std::num::NonZeroU32;
-use std::ptr::{self, NonNull};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
-
-use xsk_rs::config::{
-    BindFlags, FrameSize, Interface as XskInterface, LibxdpFlags, QueueSize, SocketConfig, UmemConfig,
-};
-use xsk_rs::{FrameDesc, Umem};
 
 use super::cutter::Cutter;
 use super::layout::Layout;
 use super::patience::patiently;
-use super::port::{Rings, XdpPort};
+use super::port::XdpPort;
 use super::program::AttachedProgram;
-use super::refusal::{Refusal, chain, descriptors_ran_out, os_error};
+use super::refusal::{Refusal, descriptors_ran_out};
+use super::rings::{Binding, Rings, Sizes, Umem, new_socket};
 use super::shed::XdpShedFilter;
 use crate::frame::HEADROOM;
 use crate::netdev::Interface;
 use crate::offload::Completer;
-use crate::pool::{BufferMemory, MemoryOwner, Pool};
+use crate::pool::{BufferMemory, Pool};
 use crate::port::{Capabilities, Port, Ports};
 
-/// The memory of one worker's frames, in no socket yet. To lock it takes time and nothing of an interface.
+/// The memory of one worker's frames, and the socket that is going to be bound first. To lock it takes time and nothing of an interface.
 pub(crate) struct UmemMemory {
     umem: Umem,
-    templates: Vec<FrameDesc>,
-    /// Bytes of a buffer.
-    chunk: usize,
+    socket: OwnedFd,
 }
 
 impl UmemMemory {
@@ -40,28 +33,15 @@ impl UmemMemory {
     ///
     /// When there is no such memory, or this process may not lock it.
     pub(crate) fn new(frames: usize, chunk: usize) -> Result<UmemMemory, Refusal> {
-        let failed = Refusal::Failed;
-        let count = u32::try_from(frames).ok().and_then(NonZeroU32::new);
-        let count = count.ok_or_else(|| failed(format!("{frames} frames are no possible number of frames")))?;
-        // The kernel publishes late how far it has read the fill ring, so the ring looks fuller than it is; room for every
-        // frame makes that harmless. In a completion ring of the same size no completion ever waits.
-        let all = ring_size(frames)?;
-        let config = UmemConfig::builder()
-            .frame_size(FrameSize::new(chunk as u32).map_err(|e| failed(chain(&e)))?)
-            .frame_headroom(0)
-            .fill_queue_size(all)
-            .comp_queue_size(all)
-            .build()
-            .map_err(|e| failed(chain(&e)))?;
-        let (umem, templates) = Umem::new(config, count, false).map_err(|e| match os_error(&e) {
+        let (umem, socket) = Umem::new(frames, chunk).map_err(|e| match e.raw_os_error() {
             Some(libc::ENOBUFS | libc::ENOMEM) => Refusal::Limit(memory_refusal(frames * chunk)),
             _ => Refusal::failed(e),
         })?;
-        Ok(UmemMemory { umem, templates, chunk })
+        Ok(UmemMemory { umem, socket })
     }
 
     fn is_for(&self, frames: usize, chunk: usize) -> bool {
-        (self.templates.len(), self.chunk) == (frames, chunk)
+        (self.umem.chunks(), self.umem.chunk()) == (frames, chunk)
     }
 }
 
@@ -108,16 +88,18 @@ fn open_queue(
     (queue, memory): (u32, UmemMemory),
 ) -> Result<Ports, Refusal> {
     let failed = Refusal::Failed;
-    let UmemMemory { umem, templates, .. } = memory;
-    let templates: Arc<[FrameDesc]> = templates.into();
-    let mut pool = pool_over(&umem, &templates, layout);
+    let UmemMemory { umem, socket } = memory;
+    let buffers = umem.chunks();
+    let mut pool = pool_over(umem, layout);
+    let (mut socket, mut first) = (Some(socket), None);
 
     let members = interfaces.len().div_ceil(2);
     let mut open_port = |(at, ((interface, completer), program)): (
         usize,
         ((&&Interface, &Option<Completer>), &mut AttachedProgram),
     )| {
-        let rings = bind(&umem, interface, zero_copy, layout, queue)?;
+        let rings = bind(socket.take(), interface, zero_copy, layout, (queue, first), buffers)?;
+        first = first.or(Some(rings.socket.as_raw_fd()));
         let shed = program.shed_maps().map(|maps| XdpShedFilter { maps: Arc::clone(maps), queue });
         let capabilities = Capabilities {
             backend: "xdp",
@@ -128,10 +110,10 @@ fn open_queue(
         };
         let cuts = layout.super_frames && interface.has_super_frames(program.driver);
         let cutter = cuts.then(|| Cutter::new(interface.mtu(), interface.max_frame()));
-        let mut port = XdpPort::new(rings, umem.clone(), Arc::clone(&templates), layout, capabilities, shed)
+        let mut port = XdpPort::new(rings, layout, capabilities, shed)
             .finishing(completer.clone(), cutter)
             .watched(program.failure_switch(queue, at.is_multiple_of(members)))
-            .beside(program.forwarded(queue), leaves_within(interface));
+            .beside(program.forwarded(queue), leaves_within(interface), buffers);
         // The fill ring is full before the first frame is redirected to the socket.
         port.refill(&mut pool);
         program.redirect(queue, port.fd()).map_err(|e| failed(format!("{}: {e}", interface.name())))?;
@@ -143,20 +125,11 @@ fn open_queue(
     Ok((ports, pool))
 }
 
-impl MemoryOwner for Umem {}
-
-/// A pool of all buffers of a new UMEM.
-fn pool_over(umem: &Umem, templates: &[FrameDesc], layout: &Layout) -> Pool {
-    let mut first = templates[0];
-    let natural = first.addr();
-    // SAFETY: the UMEM is new: its first frame is in no ring and nothing else accesses it.
-    let data = unsafe { umem.data_mut(&mut first) }.contents_mut().as_mut_ptr() as usize;
-    // The mapping was made outside of Rust and its address passed to C, so its provenance is exposed; the provenance of the
-    // slice above covers one frame only.
-    let base = NonNull::new(ptr::with_exposed_provenance_mut::<u8>(data - natural)).expect("a mapping is not at null");
-    // SAFETY: the UMEM's mapping is page-aligned, holds a chunk per template, lives as long as a clone of the UMEM, and
-    // only this pool's frames and the kernel access it.
-    let memory = unsafe { BufferMemory::new(base, templates.len(), layout.chunk, Arc::new(umem.clone())) };
+/// A pool of all buffers of a new memory.
+fn pool_over(umem: Umem, layout: &Layout) -> Pool {
+    let (base, chunks) = (umem.base(), umem.chunks());
+    // SAFETY: the mapping is page-aligned, holds the chunks, and lives as long as its owner; only this pool's frames and the kernel access it.
+    let memory = unsafe { BufferMemory::new(base, chunks, layout.chunk, Arc::new(umem)) };
     // SAFETY: no frame over the new memory exists.
     let mut pool = unsafe { Pool::over(memory, HEADROOM) };
     // A poll iteration takes at most two batches out of the rings of both ports, of frames in as many buffers as the longest needs.
@@ -165,36 +138,33 @@ fn pool_over(umem: &Umem, templates: &[FrameDesc], layout: &Layout) -> Pool {
     pool
 }
 
-/// Binds a socket to one queue, and waits for a queue that its last owner is just leaving.
-fn bind(umem: &Umem, interface: &Interface, zero_copy: bool, layout: &Layout, queue: u32) -> Result<Rings, Refusal> {
+/// Binds a socket, that of the memory or another, to one queue, and waits for a queue that its last owner is just leaving. `first` is the first socket of the
+/// same memory.
+fn bind(
+    socket: Option<OwnedFd>,
+    interface: &Interface,
+    zero_copy: bool,
+    layout: &Layout,
+    (queue, first): (u32, Option<RawFd>),
+    buffers: usize,
+) -> Result<Rings, Refusal> {
     let name = interface.name();
-    let size = ring_size(layout.frames_per_port / 2)?;
-    let mut flags = BindFlags::XDP_USE_NEED_WAKEUP;
-    flags |= if zero_copy { BindFlags::XDP_ZEROCOPY } else { BindFlags::XDP_COPY };
+    let mut flags = libc::XDP_USE_NEED_WAKEUP;
+    flags |= if zero_copy { libc::XDP_ZEROCOPY } else { libc::XDP_COPY };
     if layout.multi_buffer || layout.super_frames {
-        flags |= BindFlags::XDP_USE_SG;
+        flags |= libc::XDP_USE_SG;
     }
-    // The second socket of a UMEM is bound by the library with the shared flag alone, and inherits the mode.
-    let config = SocketConfig::builder()
-        .rx_queue_size(size)
-        .tx_queue_size(size)
-        .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
-        .bind_flags(flags)
-        .build();
-    let xsk_interface: XskInterface =
-        name.parse().map_err(|_| Refusal::Failed(format!("{name:?} is no interface name")))?;
-    // SAFETY: no program is loaded by the library (inhibited), and the pair of interface and queue is bound once.
-    let attempt = || unsafe { xsk_rs::Socket::new(config, umem, &xsk_interface, queue) };
-    let code = |e: &xsk_rs::socket::SocketCreateError| e.source().and_then(os_error);
-    match patiently(&format!("queue {queue} of {name}"), attempt, |e| code(e) == Some(libc::EBUSY)) {
-        Ok((tx, rx, Some((fill, completion)))) => Ok(Rings { rx, tx, fill, completion }),
-        Ok((_, _, None)) => Err(Refusal::Failed(format!("{name}: queue {queue} is already bound in this memory"))),
-        Err(e) => Err(bind_refusal(code(&e), name, queue, &chain(&e), layout)),
-    }
+    let refused = |e: io::Error| bind_refusal(&e, name, queue, layout);
+    let socket = socket.map_or_else(new_socket, Ok).map_err(refused)?;
+    let rings = Rings::new(socket, ring_sizes(layout, buffers)?).map_err(refused)?;
+    let binding = Binding { interface: interface.index(), queue, flags, first };
+    let is_busy = |e: &io::Error| e.raw_os_error() == Some(libc::EBUSY);
+    patiently(&format!("queue {queue} of {name}"), || rings.bind(binding), is_busy).map_err(refused)?;
+    Ok(rings)
 }
 
-fn bind_refusal(code: Option<i32>, name: &str, queue: u32, text: &str, layout: &Layout) -> Refusal {
-    match code {
+fn bind_refusal(error: &io::Error, name: &str, queue: u32, layout: &Layout) -> Refusal {
+    match error.raw_os_error() {
         Some(libc::EOPNOTSUPP | libc::EINVAL) => Refusal::Unsupported(format!("the driver of {name} refuses it")),
         Some(libc::EBUSY) => Refusal::Busy {
             what: format!("queue {queue} of {name} is in use by another AF_XDP socket"),
@@ -207,7 +177,7 @@ fn bind_refusal(code: Option<i32>, name: &str, queue: u32, text: &str, layout: &
             Refusal::Failed(format!("{name}: no permission; run as root or with CAP_NET_RAW"))
         }
         _ => descriptors_ran_out()
-            .map_or_else(|| Refusal::Failed(format!("{name}: queue {queue}: {text}")), Refusal::Descriptors),
+            .map_or_else(|| Refusal::Failed(format!("{name}: queue {queue}: {error}")), Refusal::Descriptors),
     }
 }
 
@@ -219,9 +189,12 @@ fn memory_refusal(bytes: usize) -> String {
     )
 }
 
-fn ring_size(entries: usize) -> Result<QueueSize, Refusal> {
-    u32::try_from(entries.next_power_of_two())
-        .ok()
-        .and_then(|n| QueueSize::new(n).ok())
-        .ok_or_else(|| Refusal::Failed(format!("a ring of {entries} entries is not possible")))
+fn ring_sizes(layout: &Layout, all: usize) -> Result<Sizes, Refusal> {
+    let size = |entries: usize| {
+        let size = u32::try_from(entries.next_power_of_two());
+        size.map_err(|_| Refusal::Failed(format!("a ring of {entries} entries is not possible")))
+    };
+    // The kernel publishes late how far it has read the fill ring, so the ring looks fuller than it is; room for every frame makes that harmless. In a
+    // completion ring of the same size no completion ever waits.
+    Ok(Sizes { frames: size(layout.frames_per_port / 2)?, buffers: size(all)? })
 }
