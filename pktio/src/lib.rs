@@ -30,6 +30,7 @@ pub mod fuzzing;
 mod guard;
 pub mod huge_pages;
 pub mod impair;
+mod left;
 mod mapping;
 mod members;
 pub mod memory;
@@ -39,6 +40,7 @@ mod offload;
 mod open;
 mod options;
 pub mod packet;
+mod patience;
 pub mod pcap;
 mod peer;
 mod pins;
@@ -57,6 +59,7 @@ pub use failure::{FailurePlan, FailureSwitch, OnFailure};
 pub use frame::{Batch, Frame, NO_MEMBER};
 pub use guard::Guard;
 pub use huge_pages::HugePageAllocator;
+pub use left::{LeftSocket, LeftSockets};
 pub use members::MOST_MEMBERS;
 pub use open::{
     Alone, Asked, Buffers, HOST, Opened, Queue, buffers_for, fast_path_way, interface_of, members_of, open, open_alone,

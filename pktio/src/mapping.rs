@@ -27,7 +27,7 @@ impl Mapping {
     ///
     /// Those of `mmap(2)`.
     pub(crate) fn anonymous(bytes: usize) -> io::Result<Mapping> {
-        Mapping::new(bytes, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1)
+        Mapping::new(bytes, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1, 0)
     }
 
     /// The first `bytes` bytes of what `file` refers to (a file, a socket's ring, a BPF map), shared with everything else that maps it.
@@ -36,12 +36,21 @@ impl Mapping {
     ///
     /// Those of `mmap(2)`.
     pub(crate) fn shared(file: BorrowedFd<'_>, bytes: usize) -> io::Result<Mapping> {
-        Mapping::new(bytes, libc::MAP_SHARED, file.as_raw_fd())
+        Mapping::new(bytes, libc::MAP_SHARED, file.as_raw_fd(), 0)
     }
 
-    fn new(bytes: usize, flags: libc::c_int, fd: libc::c_int) -> io::Result<Mapping> {
+    /// So many bytes from an offset on, with all their pages in place: of a socket's rings, which an offset names.
+    ///
+    /// # Errors
+    ///
+    /// Those of `mmap(2)`.
+    pub(crate) fn shared_from(file: BorrowedFd<'_>, offset: libc::off_t, bytes: usize) -> io::Result<Mapping> {
+        Mapping::new(bytes, libc::MAP_SHARED | libc::MAP_POPULATE, file.as_raw_fd(), offset)
+    }
+
+    fn new(bytes: usize, flags: libc::c_int, fd: libc::c_int, offset: libc::off_t) -> io::Result<Mapping> {
         // SAFETY: a new mapping at an address that the kernel chooses.
-        let base = unsafe { libc::mmap(ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, fd, 0) };
+        let base = unsafe { libc::mmap(ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, fd, offset) };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }

@@ -7,6 +7,7 @@
 
 use crate::failure::FailureSwitch;
 use crate::frame::Batch;
+use crate::left::LeftSocket;
 use crate::pool::Pool;
 use crate::port::{Capabilities, Port, PortStatistics};
 use crate::shed::{ShedFilter, ShedLevel};
@@ -107,6 +108,10 @@ impl Port for Members {
 
     fn shed_filter(&mut self) -> Option<&mut dyn ShedFilter> {
         if self.ports.iter_mut().all(|port| port.shed_filter().is_some()) { Some(self) } else { None }
+    }
+
+    fn leave(&mut self, pool: &mut Pool, sockets: &mut Vec<LeftSocket>) -> bool {
+        self.ports.iter_mut().all(|port| port.leave(pool, sockets))
     }
 
     fn capabilities(&self) -> Capabilities {

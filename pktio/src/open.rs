@@ -22,7 +22,9 @@ use crate::port::{Pair, Port, Ports};
 use crate::prepare::Preparation;
 use crate::privilege;
 use crate::rss::Twin;
-use crate::xdp::{self, AttachedProgram, FrontProgram, Layout, LoadedMaps, LoadedProgram, Purpose, Refusal};
+use crate::xdp::{
+    self, AttachedProgram, FrontProgram, Layout, LoadedMaps, LoadedProgram, Purpose, Refusal, UmemMemory,
+};
 
 /// The ports of every worker, the software twin of the interfaces' RSS (or why it is not symmetric), and what restores the interfaces.
 type Prepared = (Vec<Ports>, Result<Twin, String>, Guard);
@@ -410,6 +412,10 @@ fn open_interfaces(
     notes: &mut Vec<String>,
 ) -> Result<Prepared, OpenError> {
     raise_memory_limit();
+    if preparation.left.len() != options.workers {
+        // The number of queues changes.
+        preparation.left.clear();
+    }
     let mut guard = Guard::of(settings);
     let noted = notes.len();
     let said = guard.settings.announce_wait(interfaces);
@@ -461,6 +467,7 @@ fn open_interfaces(
         interfaces.iter().for_each(|interface| pins::detach_left(interface.index()));
     }
     let sets = if wanted == Some(Wanted::Packet) || guard.fast_path.is_some() {
+        preparation.left.clear();
         guard.settings.detach_left_programs();
         open_packet(interfaces, options, &mut guard, notes)?
     } else {
@@ -493,6 +500,7 @@ fn open_interfaces(
                     }
                     None => notes.push(format!("AF_XDP was not taken: {reason}")),
                 }
+                preparation.left.clear();
                 guard.settings.detach_left_programs();
                 open_packet(interfaces, options, &mut guard, notes)?
             }
@@ -625,6 +633,7 @@ fn open_xdp(
     let mut programs: Vec<AttachedProgram> = Vec::new();
     let mut prepared = std::mem::take(&mut preparation.programs).into_iter();
     let mut memory = std::mem::take(&mut preparation.memory);
+    let left = &mut preparation.left;
     for side in 0..interfaces.len() {
         let at = (side, prepared.next());
         let program = attach(interfaces, at, options, &layout, &programs, &mut guard.settings, notes)?;
@@ -673,7 +682,10 @@ fn open_xdp(
             program.leave_syns();
         }
     }
-    let may_try = programs.iter().all(|program| program.driver) && matches!(options.mode, Mode::Auto | Mode::ZeroCopy);
+    // A socket that is taken over stays as it was bound.
+    let copies = options.mode == Mode::Auto && left.iter().any(|left| !left.is_zero_copy());
+    let may_try =
+        programs.iter().all(|program| program.driver) && matches!(options.mode, Mode::Auto | Mode::ZeroCopy) && !copies;
     if let Some(reason) = may_try.then(|| lack_of_zero_copy(interfaces)).flatten() {
         // To try it would take the memory of all frames, twice, and end the same.
         if options.mode == Mode::ZeroCopy {
@@ -684,8 +696,9 @@ fn open_xdp(
         let parked = guard.settings.hardware_rings(interfaces);
         let frames = layout.frames_per_port.max(2 * parked + layout.batch);
         let larger = Layout { frames_per_port: frames, ..layout.clone() };
-        match xdp::open(interfaces, &mut programs, true, &larger, &mut memory) {
+        match xdp::open(interfaces, &mut programs, true, &larger, &mut memory, left) {
             Ok(sets) => {
+                give_back(memory);
                 if frames > layout.frames_per_port {
                     notes.push(format!("{frames} frames a port, since the devices park up to {parked} in their rings"));
                 }
@@ -700,9 +713,17 @@ fn open_xdp(
         }
     }
     let super_frames = interfaces.iter().zip(&programs).any(|(one, program)| one.has_super_frames(program.driver));
-    let sets = xdp::open(interfaces, &mut programs, false, &Layout { super_frames, ..layout }, &mut memory)?;
+    let sets = xdp::open(interfaces, &mut programs, false, &Layout { super_frames, ..layout }, &mut memory, left)?;
+    give_back(memory);
     guard.programs.extend(programs);
     Ok(sets)
+}
+
+/// Gives back memory that was made for a start and not needed, which takes milliseconds. Nobody waits for it.
+fn give_back(memory: Vec<UmemMemory>) {
+    if !memory.is_empty() {
+        std::thread::spawn(move || drop(memory));
+    }
 }
 
 /// Which driver says that it has no zero copy.

@@ -4,6 +4,7 @@ mod memory;
 
 use std::fmt;
 use std::mem;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::frame::{ALIGNMENT, Frame, MAX_BUFFER};
@@ -244,6 +245,14 @@ impl Pool {
     #[inline]
     pub fn headroom(&self) -> usize {
         self.headroom
+    }
+
+    /// The file of the memory, for another process that takes over the rings with what is in them; and how many buffers of how many bytes lie there. The pool is
+    /// not to be used any more. `None`: it cannot be taken over.
+    pub(crate) fn leave(&self) -> Option<(OwnedFd, usize, usize)> {
+        let memory = &self.memory;
+        let file = memory.owner().leave(&mut self.idle.iter().map(|frame| memory.offset(frame.base())))?;
+        Some((file, memory.count(), memory.buffer()))
     }
 
     /// Gives `frame` (one buffer, not a chain) to a ring and returns the offset of its buffer in the memory.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::failure::FailureSwitch;
 use crate::frame::Batch;
+use crate::left::LeftSocket;
 use crate::pool::Pool;
 use crate::shed::ShedFilter;
 
@@ -99,6 +100,11 @@ pub trait Port: Send {
         0
     }
 
+    /// Leaves its sockets to another process: adds them to `sockets`. Returns false if it cannot. It is not to be used any more then.
+    fn leave(&mut self, _pool: &mut Pool, _sockets: &mut Vec<LeftSocket>) -> bool {
+        false
+    }
+
     /// What the port can do; it does not change while the port is open.
     fn capabilities(&self) -> Capabilities;
 
@@ -165,6 +171,10 @@ impl<P: Port + ?Sized> Port for Box<P> {
 
     fn completed(&self) -> u64 {
         (**self).completed()
+    }
+
+    fn leave(&mut self, pool: &mut Pool, sockets: &mut Vec<LeftSocket>) -> bool {
+        (**self).leave(pool, sockets)
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -6,6 +6,7 @@ use std::thread;
 
 use tracing::debug;
 
+use crate::left::LeftSockets;
 use crate::netdev::{self, Interface};
 use crate::open::{
     Asked, choose_fast_path, forwarding, interface_of, is_shedding, is_wan, members_of, partner, raise_memory_limit,
@@ -21,6 +22,8 @@ pub struct Preparation {
     pub(crate) programs: Vec<LoadedProgram>,
     /// Of each worker.
     pub(crate) memory: Vec<UmemMemory>,
+    /// The sockets that a former process has left, to be taken as they are.
+    pub left: Vec<LeftSockets>,
     /// The indexes of the interfaces, where all of them have been found fit to be ports.
     pub(crate) fit: Vec<u32>,
 }
@@ -68,6 +71,7 @@ pub fn prepare(lan: &str, wan: &str, options: &Options) -> Preparation {
         programs: programs.map_err(or_none).unwrap_or_default(),
         memory: memory.map_err(or_none).unwrap_or_default(),
         fit: fit.unwrap_or_default(),
+        left: Vec::new(),
     }
 }
 

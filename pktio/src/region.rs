@@ -226,21 +226,8 @@ impl Region {
     /// All of [`RegionError`] but [`Held`](RegionError::Held) and [`NotPrivate`](RegionError::NotPrivate).
     pub fn sealed(name: &str, words: usize) -> Result<Region, RegionError> {
         let path = PathBuf::from(format!("memfd:{name}"));
-        let io = |source| RegionError::Io { path: path.clone(), source };
         let bytes = bytes_of(words)?;
-        let c_name = std::ffi::CString::new(name).map_err(|error| io(error.into()))?;
-        // SAFETY: the name is a C string, and the call has no other pointer.
-        let fd = unsafe { libc::memfd_create(c_name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
-        if fd < 0 {
-            return Err(io(io::Error::last_os_error()));
-        }
-        // SAFETY: the descriptor was just opened, and nothing else has it.
-        let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
-        allocate(&file, &path, bytes as u64)?;
-        // SAFETY: the descriptor is open, and no pointer is passed.
-        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, SEALS) } != 0 {
-            return Err(io(io::Error::last_os_error()));
-        }
+        let file = memory_file(name, &path, bytes)?;
         Region::over(file, &path, bytes)
     }
 
@@ -252,9 +239,7 @@ impl Region {
     pub fn of_descriptor(descriptor: OwnedFd, name: &str) -> Result<Region, RegionError> {
         let path = PathBuf::from(format!("memfd:{name}"));
         let io = |source| RegionError::Io { path: path.clone(), source };
-        // SAFETY: the descriptor is open, and no pointer is passed.
-        let seals = unsafe { libc::fcntl(descriptor.as_raw_fd(), libc::F_GET_SEALS) };
-        if seals < 0 || seals & SEALS != SEALS {
+        if !is_sealed(descriptor.as_fd()) {
             return Err(io(io::Error::other("it is no memory file that is sealed against a change of its size")));
         }
         let file = File::from(descriptor);
@@ -457,6 +442,44 @@ fn is_private(file: &File, path: &Path) -> Result<(), RegionError> {
         return Err(RegionError::NotPrivate { path: path.into() });
     }
     Ok(())
+}
+
+/// A memory file of so many zeroed bytes, without a path, sealed against a change of its size.
+///
+/// # Errors
+///
+/// Those of `memfd_create(2)`, and when there is no room for it.
+pub(crate) fn sealed_file(name: &str, bytes: usize) -> io::Result<File> {
+    memory_file(name, Path::new(name), bytes).map_err(|error| match error {
+        RegionError::Io { source, .. } => source,
+        RegionError::NoSpace { .. } => io::Error::from_raw_os_error(libc::ENOMEM),
+        error => io::Error::other(error),
+    })
+}
+
+fn memory_file(name: &str, path: &Path, bytes: usize) -> Result<File, RegionError> {
+    let io = |source| RegionError::Io { path: path.into(), source };
+    let c_name = std::ffi::CString::new(name).map_err(|error| io(error.into()))?;
+    // SAFETY: the name is a C string, and the call has no other pointer.
+    let fd = unsafe { libc::memfd_create(c_name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+    if fd < 0 {
+        return Err(io(io::Error::last_os_error()));
+    }
+    // SAFETY: the descriptor was just opened, and nothing else has it.
+    let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    allocate(&file, path, bytes as u64)?;
+    // SAFETY: the descriptor is open, and no pointer is passed.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, SEALS) } != 0 {
+        return Err(io(io::Error::last_os_error()));
+    }
+    Ok(file)
+}
+
+/// Whether it is a memory file that is sealed against a change of its size.
+pub(crate) fn is_sealed(file: BorrowedFd<'_>) -> bool {
+    // SAFETY: the descriptor is open, and no pointer is passed.
+    let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
+    seals >= 0 && seals & SEALS == SEALS
 }
 
 /// Gives an empty file its size, or checks the size of another, and allocates all blocks. Returns whether the file was empty.

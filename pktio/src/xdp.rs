@@ -11,7 +11,6 @@ mod failure;
 mod forward;
 mod front;
 mod layout;
-mod patience;
 mod port;
 mod program;
 mod refusal;

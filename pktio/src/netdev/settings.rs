@@ -21,6 +21,7 @@ use super::originals::Originals;
 use super::rss::{self, RssConfig};
 use super::rtnetlink::Rtnetlink;
 use crate::error::OpenError;
+use crate::patience::patiently;
 use crate::privilege;
 use crate::rss::Twin;
 
@@ -335,7 +336,8 @@ impl Settings {
             port.master = Kept::of(Some(interface.link().master.unwrap_or(0)));
             // The buffers are sized for this one.
             port.mtu = Kept::of(Some(interface.mtu()));
-            plan.carry_out(ethtool, interface.name(), queues, notes)?;
+            let follows = !port.claim.left().programs.is_empty();
+            plan.carry_out(ethtool, interface.name(), queues, follows, notes)?;
         }
         let twin =
             original.and_then(|(original, both, random)| rss::make_symmetric(ethtool, both, &original, queues, random));
@@ -638,10 +640,11 @@ impl Plan {
         ethtool: &Ethtool,
         name: &str,
         workers: usize,
+        follows: bool,
         notes: &mut Vec<String>,
     ) -> Result<(), OpenError> {
         if let Some((now, wanted)) = self.queues {
-            set_queues(ethtool, name, now, wanted, workers)?;
+            set_queues(ethtool, name, [now, wanted], workers, follows)?;
         }
         let on: Vec<&Feature> = self.features.iter().filter(|feature| is_to_be_off_at(feature, self.senders)).collect();
         if !on.is_empty()
@@ -688,10 +691,18 @@ fn plan_queues(ethtool: &Ethtool, name: &str, workers: usize) -> Result<Option<(
     Ok((now != wanted).then_some((now, wanted)))
 }
 
-/// Sets as many receive and transmit queues as there are workers.
-fn set_queues(ethtool: &Ethtool, name: &str, now: Queues, wanted: Queues, workers: usize) -> Result<(), OpenError> {
+/// Sets as many receive and transmit queues as there are workers. The kernel takes no queue away that has an AF_XDP socket, as one of the process that this one
+/// `follows` has for a moment after it was closed.
+fn set_queues(
+    ethtool: &Ethtool,
+    name: &str,
+    [now, wanted]: [Queues; 2],
+    workers: usize,
+    follows: bool,
+) -> Result<(), OpenError> {
     let receiving = now.receiving();
-    match ethtool.set_queues(name, wanted) {
+    let is_held = |e: &io::Error| follows && receiving > workers && e.raw_os_error() == Some(libc::EINVAL);
+    match patiently(&format!("a queue of {name}"), || ethtool.set_queues(name, wanted), is_held) {
         Err(source) if receiving != workers => Err(match source.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => OpenError::Permission { interface: name.into() },
             _ => OpenError::Unsupported {

@@ -1,6 +1,7 @@
 //! The memory that the frames of a pool lie in, cut into equal buffers, and its owner.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -10,6 +11,12 @@ use crate::frame::{ALIGNMENT, Frame, MAX_BUFFER};
 pub(crate) trait MemoryOwner: Send + Sync {
     /// The pool is dropped, and all frames with it: the buffers at these offsets are idle now. Those in the rings are not among them.
     fn regain(&self, _idle: &mut dyn Iterator<Item = usize>) {}
+
+    /// Marks the buffers at these offsets as idle, and returns the file of the memory, for another process that takes over the rings with those that are in
+    /// them. `None`: it cannot be taken over.
+    fn leave(&self, _idle: &mut dyn Iterator<Item = usize>) -> Option<OwnedFd> {
+        None
+    }
 }
 
 /// Memory cut into equal buffers.

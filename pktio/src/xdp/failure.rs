@@ -19,7 +19,7 @@ use crate::mapping::Mapping;
 use crate::options::SynPlan;
 
 /// How long a worker may leave frames.
-const PATIENCE: Duration = Duration::from_millis(50);
+pub(super) const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Words of the program's `struct service`, and places in it.
 pub(crate) const SERVICE_WORDS: usize = 24;

@@ -9,13 +9,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::cutter::Cutter;
-use super::failure::XdpFailureSwitch;
+use super::failure::{PATIENCE, XdpFailureSwitch};
 use super::forward::ForwardedThere;
 use super::layout::Layout;
-use super::rings::{Descriptor, Rings, is_zero_copy, set_option, statistics as kernel_statistics};
+use super::rings::{Descriptor, Rings, Sizes, is_zero_copy, set_option, statistics as kernel_statistics};
 use super::shed::XdpShedFilter;
 use crate::failure::FailureSwitch;
 use crate::frame::{Batch, Frame, HEADROOM};
+use crate::left::{Bound, LeftSocket, monotonic};
 use crate::offload::{Completer, SUPER_FRAME};
 use crate::pool::{Pool, Refused};
 use crate::port::{Capabilities, Port, PortStatistics, RingStatistics};
@@ -87,6 +88,12 @@ pub(super) struct XdpPort {
     completer: Option<Completer>,
     /// What cuts super-frames, where they may come.
     cutter: Option<Cutter>,
+    /// The index of the interface.
+    interface: u32,
+    /// What the kernel had counted of the socket before.
+    before: libc::xdp_statistics,
+    /// After this time what is in the receive ring is not to be taken any more, if it is a former process's socket that has not been looked at yet.
+    stale_after: Option<Duration>,
 }
 
 impl XdpPort {
@@ -96,6 +103,7 @@ impl XdpPort {
         layout: &Layout,
         capabilities: Capabilities,
         shed: Option<XdpShedFilter>,
+        interface: u32,
     ) -> XdpPort {
         let fd = rings.socket.as_raw_fd();
         let target = layout.frames_per_port / 2;
@@ -139,7 +147,17 @@ impl XdpPort {
             forwarded: None,
             completer: None,
             cutter: None,
+            interface,
+            // SAFETY: it holds integers alone.
+            before: unsafe { std::mem::zeroed() },
+            stale_after: None,
         }
+    }
+
+    /// The same port over the socket of a former process, which had so many buffers in its rings and looked at them then.
+    pub(super) fn resumed(self, filled: usize, in_flight: usize, looked_at: Duration) -> XdpPort {
+        let before = kernel_statistics(self.fd).unwrap_or(self.before);
+        XdpPort { filled, in_flight, before, stale_after: Some(looked_at + PATIENCE), ..self }
     }
 
     /// The same port, which does what senders leave to a NIC: completes checksums, and cuts super-frames.
@@ -374,6 +392,10 @@ impl XdpPort {
 
 impl Port for XdpPort {
     fn receive(&mut self, batch: &mut Batch, max: usize, pool: &mut Pool) -> usize {
+        // As long as a worker that is stuck leaves them, frames have perhaps been bridged past it.
+        if self.stale_after.take().is_some_and(|end| monotonic() > end) {
+            self.drop_stale(pool);
+        }
         if self.failure.as_mut().is_some_and(XdpFailureSwitch::has_failed) {
             self.drop_stale(pool);
         }
@@ -548,6 +570,27 @@ impl Port for XdpPort {
         self.forwarded.as_ref().is_some_and(|(_, leaving)| leaving.has_left())
     }
 
+    fn leave(&mut self, pool: &mut Pool, sockets: &mut Vec<LeftSocket>) -> bool {
+        // Which frames the program has given to the socket, only the process knows that has counted those it has taken.
+        if self.forwarded.is_some() {
+            return false;
+        }
+        self.reap(pool);
+        let mut rest = Batch::new();
+        while self.discarding && self.read(1, &mut rest, pool) > 0 {}
+        rest.drain(..).for_each(|frame| pool.put(frame));
+        let Ok(socket) = self.rings.socket.try_clone() else { return false };
+        let bound = Bound {
+            zero_copy: self.capabilities.zero_copy,
+            in_pieces: self.capabilities.multi_buffer || self.cutter.is_some(),
+            busy_poll: self.busy_poll,
+        };
+        let Sizes { frames: ring, buffers } = self.rings.sizes;
+        let (interface, filled, in_flight) = (self.interface, self.filled, self.in_flight);
+        sockets.push(LeftSocket { socket, interface, bound, filled, in_flight, ring, buffers });
+        true
+    }
+
     fn capabilities(&self) -> Capabilities {
         self.capabilities.clone()
     }
@@ -567,13 +610,14 @@ impl Port for XdpPort {
                 forwarded.counters.map(|count| count.load(Ordering::Relaxed));
         }
         if let Ok(kernel) = kernel_statistics(self.fd) {
+            let before = &self.before;
             let rings = RingStatistics {
-                rx_dropped: kernel.rx_dropped,
-                rx_invalid_descs: kernel.rx_invalid_descs,
-                tx_invalid_descs: kernel.tx_invalid_descs,
-                rx_ring_full: kernel.rx_ring_full,
-                rx_fill_ring_empty_descs: kernel.rx_fill_ring_empty_descs,
-                tx_ring_empty_descs: kernel.tx_ring_empty_descs,
+                rx_dropped: kernel.rx_dropped - before.rx_dropped,
+                rx_invalid_descs: kernel.rx_invalid_descs - before.rx_invalid_descs,
+                tx_invalid_descs: kernel.tx_invalid_descs - before.tx_invalid_descs,
+                rx_ring_full: kernel.rx_ring_full - before.rx_ring_full,
+                rx_fill_ring_empty_descs: kernel.rx_fill_ring_empty_descs - before.rx_fill_ring_empty_descs,
+                tx_ring_empty_descs: kernel.tx_ring_empty_descs - before.tx_ring_empty_descs,
             };
             statistics.receive_full += rings.rx_ring_full;
             statistics.fill_empty += rings.rx_fill_ring_empty_descs;

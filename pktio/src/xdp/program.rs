@@ -15,7 +15,6 @@ use aya_obj::Object;
 use super::failure::{self, LINE, Place, ServiceMap, XdpFailureSwitch};
 use super::forward::{self, Forwarded, ForwardedThere};
 use super::layout::Layout;
-use super::patience::patiently;
 use super::refusal::{Refusal, chain, descriptors_ran_out, os_error};
 use super::samples::ShedSamples;
 use super::shed::{ShedMaps, random_key};
@@ -25,6 +24,7 @@ use crate::bpf::{self, How};
 use crate::failure::{FailurePlan, OnFailure};
 use crate::netdev::{Attachment, Interface, is_attached_as};
 use crate::options::SynPlan;
+use crate::patience::patiently;
 use crate::pins::{KeptFlows, MAP, Pins};
 use tracing::debug;
 

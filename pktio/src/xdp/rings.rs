@@ -4,53 +4,40 @@
 //! A ring has a number of entries that is a power of two, and two counts that only grow: of what was put in, which the producer writes, and of what was taken
 //! out, which the consumer writes. Each writes its own after it has written or read the entries, and reads the other's before.
 
+use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::mapping::Mapping;
 use crate::pool::MemoryOwner;
+use crate::region;
 
 /// An entry of the receive and of the transmit ring: where a frame begins in the memory, its length in bytes, and options.
 pub(super) type Descriptor = libc::xdp_desc;
 
-/// A mapping, undone when dropped.
-struct Mapping {
-    base: NonNull<libc::c_void>,
-    len: usize,
-}
-
-// SAFETY: a mapping is plain memory, which lives until this is dropped; who uses it says what else holds.
-unsafe impl Send for Mapping {}
-// SAFETY: as above; through a shared reference there is only its address.
-unsafe impl Sync for Mapping {}
-
-impl Mapping {
-    fn new(len: usize, flags: libc::c_int, fd: RawFd, offset: libc::off_t) -> io::Result<Mapping> {
-        // SAFETY: the kernel chooses where, so no other memory is touched.
-        let base = unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, fd, offset) };
-        match NonNull::new(base) {
-            Some(base) if base.as_ptr() != libc::MAP_FAILED => Ok(Mapping { base, len }),
-            _ => Err(io::Error::last_os_error()),
-        }
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is this one's own, and all that points into it keeps it alive.
-        unsafe { libc::munmap(self.base.as_ptr(), self.len) };
-    }
-}
-
-/// The memory of the frames of one worker's sockets, in equal chunks.
+/// The memory of the frames of one worker's sockets, in equal chunks. It lies in a memory file, so that another process can take it over with the sockets;
+/// behind the chunks there is a byte for each, which says then whether it is idle.
 pub(super) struct Umem {
     mapping: Mapping,
+    file: OwnedFd,
+    chunks: usize,
     chunk: usize,
 }
 
-impl MemoryOwner for Umem {}
+impl MemoryOwner for Umem {
+    fn leave(&self, idle: &mut dyn Iterator<Item = usize>) -> Option<OwnedFd> {
+        let file = self.file.try_clone().ok()?;
+        let marks = (0..self.chunks).map(|chunk| self.mark(chunk));
+        // SAFETY: each is a byte of the mapping, which nothing else refers to.
+        marks.for_each(|mark| unsafe { mark.write(0) });
+        // SAFETY: as above.
+        idle.for_each(|offset| unsafe { self.mark(offset / self.chunk).write(1) });
+        Some(file)
+    }
+}
 
 impl Umem {
     /// Locks memory for so many chunks, a power of two of bytes each, and returns it with the socket where the kernel knows of it, which is the first to be
@@ -60,12 +47,11 @@ impl Umem {
     ///
     /// When there is no such memory (`ENOMEM`), or this process may not lock it (`ENOBUFS`).
     pub(super) fn new(chunks: usize, chunk: usize) -> io::Result<(Umem, OwnedFd)> {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let umem = Umem { mapping: Mapping::new(chunks * chunk, flags, -1, 0)?, chunk };
+        let umem = Umem::over(region::sealed_file("synproxy-frames", length(chunks, chunk))?.into(), chunks, chunk)?;
         let socket = new_socket()?;
         let registered = libc::xdp_umem_reg {
-            addr: umem.mapping.base.as_ptr() as u64,
-            len: umem.mapping.len as u64,
+            addr: umem.base().as_ptr() as u64,
+            len: (chunks * chunk) as u64,
             chunk_size: chunk as u32,
             headroom: 0,
             flags: 0,
@@ -75,20 +61,55 @@ impl Umem {
         Ok((umem, socket))
     }
 
+    /// The memory that another process has [left](MemoryOwner::leave), whose sockets know it already, and where its idle chunks begin.
+    ///
+    /// # Errors
+    ///
+    /// When it is no such file.
+    pub(super) fn of_left(file: OwnedFd, chunks: usize, chunk: usize) -> io::Result<(Umem, Vec<usize>)> {
+        if !region::is_sealed(file.as_fd())
+            || File::from(file.try_clone()?).metadata()?.len() < length(chunks, chunk) as u64
+        {
+            return Err(io::Error::other("it is no memory file of so many frames"));
+        }
+        let umem = Umem::over(file, chunks, chunk)?;
+        // SAFETY: each mark is a byte of the mapping, and the process that wrote it does so no more.
+        let is_idle = |at: &usize| unsafe { umem.mark(*at).read() } == 1;
+        let idle = (0..chunks).filter(is_idle).map(|at| at * chunk).collect();
+        Ok((umem, idle))
+    }
+
+    fn over(file: OwnedFd, chunks: usize, chunk: usize) -> io::Result<Umem> {
+        let mapping = Mapping::shared(file.as_fd(), length(chunks, chunk))?;
+        mapping.advise_huge_pages();
+        Ok(Umem { mapping, file, chunks, chunk })
+    }
+
+    fn mark(&self, chunk: usize) -> *mut u8 {
+        assert!(chunk < self.chunks);
+        // SAFETY: the bytes lie behind the chunks in the mapping, one for each.
+        unsafe { self.mapping.base().as_ptr().add(self.chunks * self.chunk + chunk) }
+    }
+
     /// Where it begins.
     pub(super) fn base(&self) -> NonNull<u8> {
-        self.mapping.base.cast()
+        self.mapping.base()
     }
 
     /// Number of chunks.
     pub(super) fn chunks(&self) -> usize {
-        self.mapping.len / self.chunk
+        self.chunks
     }
 
     /// Bytes of a chunk.
     pub(super) fn chunk(&self) -> usize {
         self.chunk
     }
+}
+
+/// Bytes of the memory file.
+fn length(chunks: usize, chunk: usize) -> usize {
+    chunks * chunk + chunks.next_multiple_of(chunk)
 }
 
 /// Entries of the rings of a socket, each a power of two.
@@ -121,6 +142,7 @@ pub(super) struct Rings {
     pub fill: Producer<u64>,
     /// Chunks of frames that were sent: where each frame began.
     pub completion: Consumer<u64>,
+    pub sizes: Sizes,
     pub socket: OwnedFd,
 }
 
@@ -140,6 +162,16 @@ impl Rings {
         ] {
             set(fd, ring, &size)?;
         }
+        Rings::of_left(socket, sizes)
+    }
+
+    /// The rings of a socket that has them.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's; or when they are smaller.
+    pub(super) fn of_left(socket: OwnedFd, sizes: Sizes) -> io::Result<Rings> {
+        let fd = socket.as_raw_fd();
         // SAFETY: all its fields are integers.
         let mut offsets: libc::xdp_mmap_offsets = unsafe { std::mem::zeroed() };
         if get(fd, libc::XDP_MMAP_OFFSETS, &mut offsets)? < size_of_val(&offsets) {
@@ -148,10 +180,16 @@ impl Rings {
         }
         let at = |offset: u64| libc::off_t::try_from(offset).expect("a constant below 2^33");
         Ok(Rings {
-            rx: Consumer(Ring::map(fd, libc::XDP_PGOFF_RX_RING, &offsets.rx, sizes.frames)?),
-            tx: Producer(Ring::map(fd, libc::XDP_PGOFF_TX_RING, &offsets.tx, sizes.frames)?),
-            fill: Producer(Ring::map(fd, at(libc::XDP_UMEM_PGOFF_FILL_RING), &offsets.fr, sizes.buffers)?),
-            completion: Consumer(Ring::map(fd, at(libc::XDP_UMEM_PGOFF_COMPLETION_RING), &offsets.cr, sizes.buffers)?),
+            rx: Consumer::over(Ring::map(&socket, libc::XDP_PGOFF_RX_RING, &offsets.rx, sizes.frames)?),
+            tx: Producer::over(Ring::map(&socket, libc::XDP_PGOFF_TX_RING, &offsets.tx, sizes.frames)?),
+            fill: Producer::over(Ring::map(&socket, at(libc::XDP_UMEM_PGOFF_FILL_RING), &offsets.fr, sizes.buffers)?),
+            completion: Consumer::over(Ring::map(
+                &socket,
+                at(libc::XDP_UMEM_PGOFF_COMPLETION_RING),
+                &offsets.cr,
+                sizes.buffers,
+            )?),
+            sizes,
             socket,
         })
     }
@@ -253,11 +291,12 @@ struct Ring<T> {
 unsafe impl<T: Send> Send for Ring<T> {}
 
 impl<T: Copy> Ring<T> {
-    fn map(fd: RawFd, offset: libc::off_t, at: &libc::xdp_ring_offset, size: u32) -> io::Result<Ring<T>> {
+    fn map(socket: &OwnedFd, offset: libc::off_t, at: &libc::xdp_ring_offset, size: u32) -> io::Result<Ring<T>> {
         let len = at.desc as usize + size as usize * size_of::<T>();
-        let mapping = Mapping::new(len, libc::MAP_SHARED | libc::MAP_POPULATE, fd, offset)?;
+        // The kernel maps a ring if it is at least so long.
+        let mapping = Mapping::shared_from(socket.as_fd(), offset, len)?;
         // SAFETY: the kernel's offsets lie inside the mapping, which is as long as the last of them and the entries take.
-        let place = |offset: u64| unsafe { mapping.base.byte_add(offset as usize) };
+        let place = |offset: u64| unsafe { mapping.base().add(offset as usize) };
         let (produced, consumed) = (place(at.producer).cast(), place(at.consumer).cast());
         Ok(Ring {
             produced,
@@ -291,6 +330,13 @@ impl<T: Copy> Ring<T> {
 pub(super) struct Producer<T>(Ring<T>);
 
 impl<T: Copy> Producer<T> {
+    /// From where the one before it was, if there was one.
+    fn over(mut ring: Ring<T>) -> Producer<T> {
+        ring.own = ring.word(ring.produced).load(Ordering::Relaxed);
+        ring.other = ring.word(ring.consumed).load(Ordering::Acquire);
+        Producer(ring)
+    }
+
     /// How many entries are free: looks for more only if fewer than `wanted` are known.
     #[inline]
     pub(super) fn room(&mut self, wanted: u32) -> u32 {
@@ -336,6 +382,13 @@ impl<T: Copy> Producer<T> {
 pub(super) struct Consumer<T>(Ring<T>);
 
 impl<T: Copy> Consumer<T> {
+    /// From where the one before it was, if there was one.
+    fn over(mut ring: Ring<T>) -> Consumer<T> {
+        ring.own = ring.word(ring.consumed).load(Ordering::Relaxed);
+        ring.other = ring.own;
+        Consumer(ring)
+    }
+
     /// How many entries there are to be read, at most so many; looks for more only when none are known.
     #[inline]
     pub(super) fn ready(&mut self, most: u32) -> u32 {

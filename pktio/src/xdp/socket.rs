@@ -6,17 +6,20 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::{debug, info};
+
 use super::cutter::Cutter;
 use super::layout::Layout;
-use super::patience::patiently;
 use super::port::XdpPort;
 use super::program::AttachedProgram;
 use super::refusal::{Refusal, descriptors_ran_out};
 use super::rings::{Binding, Rings, Sizes, Umem, new_socket};
 use super::shed::XdpShedFilter;
 use crate::frame::HEADROOM;
+use crate::left::{Bound, LeftSocket, LeftSockets};
 use crate::netdev::Interface;
 use crate::offload::Completer;
+use crate::patience::patiently;
 use crate::pool::{BufferMemory, Pool};
 use crate::port::{Capabilities, Port, Ports};
 
@@ -45,7 +48,8 @@ impl UmemMemory {
     }
 }
 
-/// Opens the sockets of every worker, in memory that was `made` before where there is some that fits, and redirects the frames of its queues to them.
+/// Opens the sockets of every worker, in memory that was `made` before where there is some that fits, and redirects the frames of its queues to them. Those
+/// that a former process has `left` are taken as they are, where they are what would be opened, and closed otherwise.
 ///
 /// # Errors
 ///
@@ -56,18 +60,40 @@ pub(crate) fn open(
     zero_copy: bool,
     layout: &Layout,
     made: &mut Vec<UmemMemory>,
+    left: &mut Vec<LeftSockets>,
 ) -> Result<Vec<Ports>, Refusal> {
     let frames = interfaces.len() * layout.frames_per_port;
     made.retain(|memory| memory.is_for(frames, layout.chunk));
     let completer =
         |interface: &&Interface| (!interface.has_link_checksums()).then(|| Completer::new(interface.name()));
     let completers: Vec<_> = interfaces.iter().map(completer).collect();
-    (0..layout.workers)
-        .map(|queue| {
-            let memory = made.pop().map_or_else(|| UmemMemory::new(frames, layout.chunk), Ok)?;
-            open_queue(interfaces, programs, &completers, zero_copy, layout, (queue as u32, memory))
-        })
-        .collect()
+    let bound = Bound { zero_copy, in_pieces: are_in_pieces(layout), busy_poll: layout.busy_poll };
+    left.retain(|left| {
+        (left.chunks, left.chunk) == (frames, layout.chunk)
+            && left.sockets.iter().map(|one| one.interface).eq(interfaces.iter().map(|one| one.index()))
+            && left.sockets.iter().all(|one| one.bound == bound)
+            && (left.queue as usize) < layout.workers
+    });
+    let mut taken = 0;
+    let sets = (0..layout.workers as u32).map(|queue| {
+        if let Some(at) = left.iter().position(|left| left.queue == queue) {
+            let left = left.swap_remove(at);
+            match resume_queue(interfaces, programs, &completers, layout, left) {
+                Ok(ports) => {
+                    taken += 1;
+                    return Ok(ports);
+                }
+                Err(reason) => debug!("queue {queue}: the sockets of the former process are closed: {reason}"),
+            }
+        }
+        let memory = made.pop().map_or_else(|| UmemMemory::new(frames, layout.chunk), Ok)?;
+        open_queue(interfaces, programs, &completers, zero_copy, layout, (queue, memory))
+    });
+    let sets = sets.collect::<Result<_, Refusal>>()?;
+    if taken > 0 {
+        info!("the sockets of {taken} worker(s) of the former process are taken over, and were never closed");
+    }
+    Ok(sets)
 }
 
 /// How long what the kernel forwards out of an interface may wait there.
@@ -87,51 +113,102 @@ fn open_queue(
     layout: &Layout,
     (queue, memory): (u32, UmemMemory),
 ) -> Result<Ports, Refusal> {
-    let failed = Refusal::Failed;
     let UmemMemory { umem, socket } = memory;
     let buffers = umem.chunks();
-    let mut pool = pool_over(umem, layout);
+    // SAFETY: no frame over the new memory exists.
+    let mut pool = reserving(unsafe { Pool::over(memory_of(umem), HEADROOM) }, layout);
     let (mut socket, mut first) = (Some(socket), None);
-
-    let members = interfaces.len().div_ceil(2);
-    let mut open_port = |(at, ((interface, completer), program)): (
-        usize,
-        ((&&Interface, &Option<Completer>), &mut AttachedProgram),
-    )| {
-        let rings = bind(socket.take(), interface, zero_copy, layout, (queue, first), buffers)?;
+    let mut ports: Vec<Box<dyn Port>> = Vec::new();
+    for at in 0..interfaces.len() {
+        let rings = bind(socket.take(), interfaces[at], zero_copy, layout, (queue, first), buffers)?;
         first = first.or(Some(rings.socket.as_raw_fd()));
-        let shed = program.shed_maps().map(|maps| XdpShedFilter { maps: Arc::clone(maps), queue });
-        let capabilities = Capabilities {
-            backend: "xdp",
-            driver_mode: program.driver,
-            max_frame: interface.max_frame(),
-            queue,
-            ..Capabilities::default()
-        };
-        let cuts = layout.super_frames && interface.has_super_frames(program.driver);
-        let cutter = cuts.then(|| Cutter::new(interface.mtu(), interface.max_frame()));
-        let mut port = XdpPort::new(rings, layout, capabilities, shed)
-            .finishing(completer.clone(), cutter)
-            .watched(program.failure_switch(queue, at.is_multiple_of(members)))
-            .beside(program.forwarded(queue), leaves_within(interface), buffers);
-        // The fill ring is full before the first frame is redirected to the socket.
-        port.refill(&mut pool);
-        program.redirect(queue, port.fd()).map_err(|e| failed(format!("{}: {e}", interface.name())))?;
-        port.wake_receiver();
-        Ok(Box::new(port) as Box<dyn Port>)
-    };
-    let each = interfaces.iter().zip(completers).zip(programs).enumerate();
-    let ports = each.map(&mut open_port).collect::<Result<_, _>>()?;
+        let port = port_over(rings, interfaces, at, &programs[at], &completers[at], layout, (queue, buffers));
+        ports.push(start(port, interfaces[at], &mut programs[at], queue, &mut pool)?);
+    }
     Ok((ports, pool))
 }
 
-/// A pool of all buffers of a new memory.
-fn pool_over(umem: Umem, layout: &Layout) -> Pool {
-    let (base, chunks) = (umem.base(), umem.chunks());
-    // SAFETY: the mapping is page-aligned, holds the chunks, and lives as long as its owner; only this pool's frames and the kernel access it.
-    let memory = unsafe { BufferMemory::new(base, chunks, layout.chunk, Arc::new(umem)) };
-    // SAFETY: no frame over the new memory exists.
-    let mut pool = unsafe { Pool::over(memory, HEADROOM) };
+/// The same of the sockets that a former process has left.
+fn resume_queue(
+    interfaces: &[&Interface],
+    programs: &mut [AttachedProgram],
+    completers: &[Option<Completer>],
+    layout: &Layout,
+    left: LeftSockets,
+) -> Result<Ports, Refusal> {
+    let LeftSockets { memory, chunks, chunk, queue, looked_at, sockets } = left;
+    let (umem, idle) = Umem::of_left(memory, chunks, chunk).map_err(Refusal::failed)?;
+    let lent = sockets.iter().map(|one| one.filled + one.in_flight).sum::<usize>();
+    if idle.len() + lent > chunks {
+        return Err(Refusal::Failed("more frames are in use than there are".into()));
+    }
+    // SAFETY: the former process uses neither those that are idle nor the rings, in which all others are that count.
+    let mut pool = reserving(unsafe { Pool::partly(memory_of(umem), HEADROOM, idle, lent) }, layout);
+    let mut ports: Vec<Box<dyn Port>> = Vec::new();
+    for (at, LeftSocket { socket, filled, in_flight, ring, buffers, .. }) in sockets.into_iter().enumerate() {
+        let rings = Rings::of_left(socket, Sizes { frames: ring, buffers }).map_err(Refusal::failed)?;
+        let port = port_over(rings, interfaces, at, &programs[at], &completers[at], layout, (queue, chunks));
+        let port = port.resumed(filled, in_flight, looked_at);
+        ports.push(start(port, interfaces[at], &mut programs[at], queue, &mut pool)?);
+    }
+    Ok((ports, pool))
+}
+
+/// The port of one interface over these rings.
+fn port_over(
+    rings: Rings,
+    interfaces: &[&Interface],
+    at: usize,
+    program: &AttachedProgram,
+    completer: &Option<Completer>,
+    layout: &Layout,
+    (queue, buffers): (u32, usize),
+) -> XdpPort {
+    let (interface, members) = (interfaces[at], interfaces.len().div_ceil(2));
+    let shed = program.shed_maps().map(|maps| XdpShedFilter { maps: Arc::clone(maps), queue });
+    let capabilities = Capabilities {
+        backend: "xdp",
+        driver_mode: program.driver,
+        max_frame: interface.max_frame(),
+        queue,
+        ..Capabilities::default()
+    };
+    let cuts = layout.super_frames && interface.has_super_frames(program.driver);
+    let cutter = cuts.then(|| Cutter::new(interface.mtu(), interface.max_frame()));
+    XdpPort::new(rings, layout, capabilities, shed, interface.index())
+        .finishing(completer.clone(), cutter)
+        .watched(program.failure_switch(queue, at.is_multiple_of(members)))
+        .beside(program.forwarded(queue), leaves_within(interface), buffers)
+}
+
+/// Has frames of the queue come to its port.
+fn start(
+    mut port: XdpPort,
+    interface: &Interface,
+    program: &mut AttachedProgram,
+    queue: u32,
+    pool: &mut Pool,
+) -> Result<Box<dyn Port>, Refusal> {
+    // The fill ring is full before the first frame is redirected to the socket.
+    port.refill(pool);
+    program.redirect(queue, port.fd()).map_err(|e| Refusal::Failed(format!("{}: {e}", interface.name())))?;
+    port.wake_receiver();
+    Ok(Box::new(port))
+}
+
+/// Whether frames may lie in several buffers.
+fn are_in_pieces(layout: &Layout) -> bool {
+    layout.multi_buffer || layout.super_frames
+}
+
+fn memory_of(umem: Umem) -> BufferMemory {
+    let (base, chunks, chunk) = (umem.base(), umem.chunks(), umem.chunk());
+    // SAFETY: the mapping is page-aligned, holds the chunks, and lives as long as its owner; only the frames over it and the kernel access it.
+    unsafe { BufferMemory::new(base, chunks, chunk, Arc::new(umem)) }
+}
+
+/// The pool with what is kept for the ports.
+fn reserving(mut pool: Pool, layout: &Layout) -> Pool {
     // A poll iteration takes at most two batches out of the rings of both ports, of frames in as many buffers as the longest needs.
     let buffers = layout.longest.div_ceil(layout.chunk - HEADROOM);
     pool.set_reserve(min(4 * layout.batch * buffers, layout.frames_per_port / 2));
@@ -151,7 +228,7 @@ fn bind(
     let name = interface.name();
     let mut flags = libc::XDP_USE_NEED_WAKEUP;
     flags |= if zero_copy { libc::XDP_ZEROCOPY } else { libc::XDP_COPY };
-    if layout.multi_buffer || layout.super_frames {
+    if are_in_pieces(layout) {
         flags |= libc::XDP_USE_SG;
     }
     let refused = |e: io::Error| bind_refusal(&e, name, queue, layout);

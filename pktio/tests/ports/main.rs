@@ -3,6 +3,7 @@
 
 mod guard;
 mod huge_pages;
+mod left;
 mod offload;
 mod open;
 mod packet;

@@ -173,7 +173,7 @@ pub struct Moved {
 }
 
 /// Moves frames between the ports of `pair` until told to stop, then checks that none is lost.
-pub fn bridge(mut pair: Pair, stop: &AtomicBool) -> Moved {
+pub fn bridge(mut pair: Pair, stop: &AtomicBool) -> Pair {
     let mut batch = Batch::new();
     while !stop.load(Ordering::Relaxed) {
         let mut moved = pair.lan.receive(&mut batch, 64, &mut pair.pool);
@@ -189,7 +189,7 @@ pub fn bridge(mut pair: Pair, stop: &AtomicBool) -> Moved {
         }
     }
     assert_conserved(&pair);
-    Moved { lan: pair.lan.statistics(), wan: pair.wan.statistics() }
+    pair
 }
 
 /// With no frame in hand, every frame is idle or in a ring.
@@ -200,7 +200,7 @@ pub fn assert_conserved(pair: &Pair) {
 /// Bridges that run on threads until stopped.
 pub struct Running {
     stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<Moved>>,
+    threads: Vec<JoinHandle<Pair>>,
 }
 
 impl Running {
@@ -213,7 +213,13 @@ impl Running {
         Running { threads: pairs.into_iter().map(start).collect(), stop }
     }
 
-    pub fn stop(mut self) -> Vec<Moved> {
+    pub fn stop(self) -> Vec<Moved> {
+        let moved = |pair: Pair| Moved { lan: pair.lan.statistics(), wan: pair.wan.statistics() };
+        self.pairs().into_iter().map(moved).collect()
+    }
+
+    /// Stops, and leaves the ports open.
+    pub fn pairs(mut self) -> Vec<Pair> {
         self.stop.store(true, Ordering::Relaxed);
         self.threads.drain(..).map(|thread| thread.join().unwrap()).collect()
     }

@@ -16,7 +16,7 @@ const TOLD_AFTER: Duration = Duration::from_secs(1);
 const STEP: Duration = Duration::from_millis(1);
 
 /// The result of `attempt`, which is repeated for as long as its error is a `busy` one: for ten seconds at most. `what` is busy, for the log.
-pub(super) fn patiently<T, E>(
+pub(crate) fn patiently<T, E>(
     what: &str,
     mut attempt: impl FnMut() -> Result<T, E>,
     busy: impl Fn(&E) -> bool,

@@ -1,0 +1,169 @@
+//! AF_XDP sockets pass from one owner to the next without being closed.
+
+use std::net::UdpSocket;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crate::world::{LAN, Links, Running, World};
+use harness::test;
+use pktio::{FailurePlan, LeftSockets, Mode, OnFailure, Opened, Options, Pair, Preparation, open_prepared};
+
+/// Numbered datagrams from the WAN's host to the LAN's, one every millisecond.
+struct Numbered {
+    stop: Arc<AtomicBool>,
+    sender: JoinHandle<u32>,
+    receiver: JoinHandle<Vec<u32>>,
+}
+
+impl Numbered {
+    fn start(world: &World) -> Numbered {
+        const PORT: u16 = 7000;
+        let socket = world.within("lan", || UdpSocket::bind((LAN, PORT)).unwrap()).join().unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let sender = world.within("wan", move || {
+            let socket = UdpSocket::bind("10.9.0.2:0").unwrap();
+            let mut sent = 0_u32;
+            while !stopped.load(Ordering::Relaxed) {
+                socket.send_to(&sent.to_be_bytes(), (LAN, PORT)).unwrap();
+                sent += 1;
+                thread::sleep(Duration::from_millis(1));
+            }
+            sent
+        });
+        let receiver = thread::spawn(move || {
+            socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            let mut seen = Vec::new();
+            let mut bytes = [0; 4];
+            while socket.recv(&mut bytes).is_ok() {
+                seen.push(u32::from_be_bytes(bytes));
+            }
+            seen
+        });
+        Numbered { stop, sender, receiver }
+    }
+
+    /// Returns how many were sent, and those that came.
+    fn stop(self) -> (u32, Vec<u32>) {
+        self.stop.store(true, Ordering::Relaxed);
+        (self.sender.join().unwrap(), self.receiver.join().unwrap())
+    }
+}
+
+fn options(mode: Mode, workers: usize, frames_per_port: usize) -> Options {
+    let failure = FailurePlan { on_failure: OnFailure::Closed, flow_keys: (1, 2), flow_words: 0, forward_words: 0 };
+    Options { mode, workers, frames_per_port, failure: Some(failure), ..Options::default() }
+}
+
+fn open(world: &World, options: Options, left: Vec<LeftSockets>) -> Opened {
+    let open = move || {
+        let mut preparation = Preparation::default();
+        preparation.left = left;
+        let mut opened = open_prepared("lan", "wan", &options, &mut preparation).unwrap();
+        opened.guard.take_over().unwrap();
+        opened
+    };
+    world.within("box", open).join().unwrap()
+}
+
+/// What the owner of these ports leaves, as another process is told of it.
+fn leave(mut pairs: Vec<Pair>) -> Vec<LeftSockets> {
+    let told = |pair: &mut Pair| {
+        let left = LeftSockets::of(&mut *pair.lan, &mut *pair.wan, &mut pair.pool).expect("they can be left");
+        let descriptors: Vec<OwnedFd> =
+            left.descriptors().iter().map(|one| one.try_clone_to_owned().unwrap()).collect();
+        LeftSockets::from_words(&left.words(), descriptors).expect("it makes sense")
+    };
+    pairs.iter_mut().map(told).collect()
+}
+
+#[test]
+fn sockets_pass_from_owner_to_owner_with_what_is_in_their_rings() {
+    for (links, mode, workers) in [
+        (Links::default(), Mode::Driver, 1),
+        (Links { mtu: 9000, queues: 2, ..Links::default() }, Mode::Driver, 2),
+        (Links { offloads: true, ..Links::default() }, Mode::Generic, 1),
+    ] {
+        let world = World::new(links);
+        let options = || options(mode, workers, Options::default().frames_per_port);
+        let mut opened = open(&world, options(), Vec::new());
+        let mut bridge = Running::start(opened.pairs);
+        assert_eq!(world.ping(3), 3);
+        let datagrams = Numbered::start(&world);
+        let mut stale = 0;
+        for _ in 0..3 {
+            thread::sleep(Duration::from_millis(50));
+            let pairs = bridge.pairs();
+            let total: Vec<usize> = pairs.iter().map(|pair| pair.pool.total()).collect();
+            let left = leave(pairs);
+            assert_eq!(left.len(), workers);
+            assert!(opened.guard.keep());
+            drop(opened.guard);
+            opened = open(&world, options(), left);
+            assert!(opened.pairs.iter().map(|pair| pair.pool.total()).eq(total), "frames were lost");
+            assert_eq!(opened.pairs[0].wan.statistics().received, 0, "counters begin anew");
+            bridge = Running::start(opened.pairs);
+            world.transfer(2_000_000);
+            let pairs = bridge.pairs();
+            stale += pairs.iter().map(|pair| pair.wan.statistics().failure_dropped).sum::<u64>();
+            bridge = Running::start(pairs);
+        }
+        let (sent, seen) = datagrams.stop();
+        bridge.stop();
+        drop(opened.guard);
+        assert!(seen.is_sorted(), "{mode:?}: one has overtaken another");
+        let missing = u64::from(sent) - seen.len() as u64;
+        // On a machine that is so busy that nobody looked for 50 ms.
+        assert!(missing <= stale, "{mode:?}: {missing} of {sent} are missing, {stale} were too old");
+    }
+}
+
+#[test]
+fn what_the_next_owner_does_not_want_is_closed_and_opened_anew() {
+    let world = World::new(Links { queues: 2, ..Links::default() });
+    // The hosts get by with one queue, so that the box may have fewer than it has now.
+    for host in ["lan", "wan"] {
+        world.run(host, "ethtool -L e0 rx 1 tx 1");
+    }
+    for (mode, workers, frames_per_port) in
+        [(Mode::Driver, 2, 4096), (Mode::Driver, 1, 4096), (Mode::Generic, 2, 4096), (Mode::Driver, 2, 8192)]
+    {
+        let mut former = open(&world, options(Mode::Driver, 2, 4096), Vec::new());
+        let bridge = Running::start(former.pairs);
+        assert_eq!(world.ping(3), 3);
+        let left = leave(bridge.pairs());
+        assert!(former.guard.keep());
+        drop(former.guard);
+        let opened = open(&world, options(mode, workers, frames_per_port), left);
+        let bridge = Running::start(opened.pairs);
+        assert_eq!(world.ping(3), 3, "{mode:?}, {workers} workers, {frames_per_port} frames");
+        bridge.stop();
+        drop(opened.guard);
+    }
+}
+
+#[test]
+fn another_process_s_words_about_other_files_are_not_believed() {
+    let world = World::new(Links::default());
+    let options = || options(Mode::Driver, 1, 4096);
+    let mut former = open(&world, options(), Vec::new());
+    let pairs = std::mem::take(&mut former.pairs);
+    let true_left = leave(pairs).remove(0);
+    assert!(former.guard.keep());
+    drop(former.guard);
+    // A file that is no memory file in place of the memory.
+    let mut descriptors: Vec<OwnedFd> =
+        true_left.descriptors().iter().map(|one| one.try_clone_to_owned().unwrap()).collect();
+    descriptors[0] = std::fs::File::open("/proc/self/exe").unwrap().into();
+    let words = true_left.words();
+    drop(true_left);
+    let left = LeftSockets::from_words(&words, descriptors).expect("the words make sense");
+    let opened = open(&world, options(), vec![left]);
+    let bridge = Running::start(opened.pairs);
+    assert_eq!(world.ping(3), 3);
+    bridge.stop();
+    drop(opened.guard);
+}
