@@ -11,11 +11,14 @@ use crate::pool::Pool;
 use crate::port::Port;
 
 /// Words of a worker, and of each of its sockets, in [`LeftSockets::words`].
-const WORDS: usize = 5;
-const SOCKET_WORDS: usize = 6;
+const WORDS: usize = 4;
+const SOCKET_WORDS: usize = 7;
 
 /// The layout of the words.
 const LAYOUT: u64 = 1;
+
+/// In place of the time at which a worker looked: nobody acts on it.
+const NEVER: u64 = u64::MAX;
 
 /// The most sockets of a worker: two for each member of an aggregation.
 const MOST_SOCKETS: usize = 2 * crate::members::MOST_MEMBERS;
@@ -36,9 +39,12 @@ pub struct LeftSocket {
     pub(crate) ring: u32,
     /// Entries of the fill and of the completion ring.
     pub(crate) buffers: u32,
+    /// When its worker said for the last time that it looks at its rings, as [`monotonic`] tells it, if a program of the kernel bridges frames past one that does
+    /// not.
+    pub(crate) looked_at: Option<Duration>,
 }
 
-/// What cannot be changed of a socket that is bound, or not without effect on what is in its rings.
+/// How a socket was opened, which cannot be changed, or not without effect on what is in its rings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bound {
     pub(crate) zero_copy: bool,
@@ -51,14 +57,12 @@ pub(crate) struct Bound {
 /// The sockets of one worker, and the memory of their frames.
 #[derive(Debug)]
 pub struct LeftSockets {
-    /// The memory file: so many chunks of so many bytes, and a byte for each, which is not zero where the chunk is idle.
+    /// The memory file: so many chunks of so many bytes, and a byte for each, which is one where the chunk is idle.
     pub(crate) memory: OwnedFd,
     pub(crate) chunks: usize,
     pub(crate) chunk: usize,
     /// The number of the queue.
     pub(crate) queue: u32,
-    /// When the worker looked at its rings for the last time, as [`monotonic`] tells it.
-    pub(crate) looked_at: Duration,
     /// Of the LAN's interfaces, then of the WAN's.
     pub(crate) sockets: Vec<LeftSocket>,
 }
@@ -73,7 +77,7 @@ impl LeftSockets {
         }
         let queue = wan.capabilities().queue;
         let (memory, chunks, chunk) = pool.leave()?;
-        Some(LeftSockets { memory, chunks, chunk, queue, looked_at: monotonic(), sockets })
+        Some(LeftSockets { memory, chunks, chunk, queue, sockets })
     }
 
     /// The number of the queue.
@@ -81,15 +85,11 @@ impl LeftSockets {
         self.queue
     }
 
-    pub(crate) fn is_zero_copy(&self) -> bool {
-        self.sockets.iter().all(|one| one.bound.zero_copy)
-    }
-
     /// What the next process has to know besides the [descriptors](LeftSockets::descriptors).
     pub fn words(&self) -> Vec<u64> {
-        let LeftSockets { chunks, chunk, queue, looked_at, sockets, .. } = self;
-        let mut words = vec![LAYOUT, *chunks as u64, *chunk as u64, (*queue).into(), looked_at.as_nanos() as u64];
-        for LeftSocket { interface, bound, filled, in_flight, ring, buffers, .. } in sockets {
+        let LeftSockets { chunks, chunk, queue, sockets, .. } = self;
+        let mut words = vec![LAYOUT, *chunks as u64, *chunk as u64, (*queue).into()];
+        for LeftSocket { interface, bound, filled, in_flight, ring, buffers, looked_at, .. } in sockets {
             let Bound { zero_copy, in_pieces, busy_poll } = *bound;
             let bits = u64::from(zero_copy) | u64::from(in_pieces) << 1 | u64::from(busy_poll) << 2;
             words.extend([
@@ -99,6 +99,7 @@ impl LeftSockets {
                 *in_flight as u64,
                 (*ring).into(),
                 (*buffers).into(),
+                looked_at.map_or(NEVER, |at| at.as_nanos() as u64),
             ]);
         }
         words
@@ -112,7 +113,7 @@ impl LeftSockets {
 
     /// What another process has said of these descriptors; `None` if it makes no sense, or is of another version.
     pub fn from_words(words: &[u64], descriptors: Vec<OwnedFd>) -> Option<LeftSockets> {
-        let (&[LAYOUT, chunks, chunk, queue, looked_at], rest) = words.split_first_chunk::<WORDS>()? else {
+        let (&[LAYOUT, chunks, chunk, queue], rest) = words.split_first_chunk::<WORDS>()? else {
             return None;
         };
         let (rest, []) = rest.as_chunks::<SOCKET_WORDS>() else { return None };
@@ -123,9 +124,12 @@ impl LeftSockets {
         }
         let (chunks, chunk) = (usize::try_from(chunks).ok()?, usize::try_from(chunk).ok()?);
         let is_fit = chunk.is_power_of_two() && (1..=1 << 26).contains(&chunks) && (2048..=4096).contains(&chunk);
+        if !is_fit {
+            return None;
+        }
         let mut lent = 0_usize;
         let mut sockets = Vec::new();
-        for (&[interface, bits, filled, in_flight, ring, buffers], socket) in rest.iter().zip(descriptors) {
+        for (&[interface, bits, filled, in_flight, ring, buffers, looked_at], socket) in rest.iter().zip(descriptors) {
             let size = |entries: u64| u32::try_from(entries).ok().filter(|entries| entries.is_power_of_two());
             let count = |buffers: u64| usize::try_from(buffers).ok().filter(|buffers| *buffers <= chunks);
             let (filled, in_flight) = (count(filled)?, count(in_flight)?);
@@ -138,10 +142,11 @@ impl LeftSockets {
                 in_flight,
                 ring: size(ring)?,
                 buffers: size(buffers)?,
+                looked_at: (looked_at != NEVER).then(|| Duration::from_nanos(looked_at)),
             });
         }
-        let (queue, looked_at) = (queue.try_into().ok()?, Duration::from_nanos(looked_at));
-        (is_fit && lent <= chunks).then_some(LeftSockets { memory, chunks, chunk, queue, looked_at, sockets })
+        let queue = queue.try_into().ok()?;
+        (lent <= chunks).then_some(LeftSockets { memory, chunks, chunk, queue, sockets })
     }
 }
 
@@ -175,13 +180,13 @@ mod tests {
             in_flight: 3,
             ring: 4096,
             buffers: 16384,
+            looked_at: (interface == 7).then_some(Duration::from_nanos(123_456_789_123)),
         };
         LeftSockets {
             memory: descriptors(1).remove(0),
             chunks: 16384,
             chunk: 2048,
             queue: 1,
-            looked_at: Duration::from_nanos(123_456_789_123),
             sockets: vec![socket(7, 4000), socket(8, 4096)],
         }
     }
@@ -208,19 +213,21 @@ mod tests {
             (0, 2),
             (1, 0),
             (1, 4000),
+            (1, u64::MAX),
             (2, 0),
             (2, 3000),
             (2, 8192),
             (3, 1 << 40),
-            (5, 1 << 40),
-            (7, 16384),
-            (9, 0),
-            (10, 3),
+            (4, 1 << 40),
+            (6, 16384),
+            (6, u64::MAX),
+            (8, 0),
+            (9, 3),
         ] {
             assert!(!with(at, value), "word {at}: {value}");
         }
         for (words, count) in
-            [(&words[..], 2), (&words[..], 4), (&words[..16], 3), (&words[..11], 3), (&words[..5], 1), (&[], 1)]
+            [(&words[..], 2), (&words[..], 4), (&words[..17], 3), (&words[..11], 3), (&words[..4], 1), (&[], 1)]
         {
             assert!(LeftSockets::from_words(words, descriptors(count)).is_none());
         }

@@ -110,6 +110,10 @@ impl Port for Members {
         if self.ports.iter_mut().all(|port| port.shed_filter().is_some()) { Some(self) } else { None }
     }
 
+    fn is_exclusive(&self) -> bool {
+        self.ports.iter().any(|port| port.is_exclusive())
+    }
+
     fn leave(&mut self, pool: &mut Pool, sockets: &mut Vec<LeftSocket>) -> bool {
         self.ports.iter_mut().all(|port| port.leave(pool, sockets))
     }

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::io;
+use std::thread;
 
 use tracing::{debug, info, warn};
 
@@ -185,7 +186,10 @@ pub fn open_prepared(
     }
     let names = [Name::parse(lan)?, Name::parse(wan)?];
     let devices = match (&names[0], &names[1]) {
-        (Name::Host, Name::Any(nic) | Name::Xdp(nic)) => return open_host(nic, options),
+        (Name::Host, Name::Any(nic) | Name::Xdp(nic)) => {
+            preparation.left.clear();
+            return open_host(nic, options);
+        }
         (Name::Host, _) | (_, Name::Host) => {
             return Err(OpenError::Unsupported {
                 what: format!("{HOST} is this machine's own stack, behind a NIC that works by AF_XDP"),
@@ -682,8 +686,10 @@ fn open_xdp(
             program.leave_syns();
         }
     }
+    let super_frames = interfaces.iter().zip(&programs).any(|(one, program)| one.has_super_frames(program.driver));
+    let copying = Layout { super_frames, ..layout.clone() };
     // A socket that is taken over stays as it was bound.
-    let copies = options.mode == Mode::Auto && left.iter().any(|left| !left.is_zero_copy());
+    let copies = options.mode == Mode::Auto && left.iter().any(|left| xdp::fits(left, interfaces, false, &copying));
     let may_try =
         programs.iter().all(|program| program.driver) && matches!(options.mode, Mode::Auto | Mode::ZeroCopy) && !copies;
     if let Some(reason) = may_try.then(|| lack_of_zero_copy(interfaces)).flatten() {
@@ -712,8 +718,7 @@ fn open_xdp(
             Err(refusal) => return Err(refusal),
         }
     }
-    let super_frames = interfaces.iter().zip(&programs).any(|(one, program)| one.has_super_frames(program.driver));
-    let sets = xdp::open(interfaces, &mut programs, false, &Layout { super_frames, ..layout }, &mut memory, left)?;
+    let sets = xdp::open(interfaces, &mut programs, false, &copying, &mut memory, left)?;
     give_back(memory);
     guard.programs.extend(programs);
     Ok(sets)
@@ -722,7 +727,7 @@ fn open_xdp(
 /// Gives back memory that was made for a start and not needed, which takes milliseconds. Nobody waits for it.
 fn give_back(memory: Vec<UmemMemory>) {
     if !memory.is_empty() {
-        std::thread::spawn(move || drop(memory));
+        thread::spawn(move || drop(memory));
     }
 }
 
@@ -852,7 +857,11 @@ fn open_packet(
     let longest = interfaces.iter().map(|interface| interface.max_frame()).max().unwrap_or(0);
     let mut sets: Vec<Ports> =
         (0..options.workers).map(|_| (Vec::new(), heap_pool(interfaces.len(), longest, options))).collect();
-    let mut opened = interfaces.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    let mut opened = thread::scope(|scope| {
+        let threads: Vec<_> = interfaces.iter().map(|interface| scope.spawn(move || open(interface))).collect();
+        let opened = threads.into_iter().map(|thread| thread.join().expect("a thread that opens does not panic"));
+        opened.collect::<Result<Vec<_>, _>>()
+    })?;
     if let Some(fast_path) = &mut fast_path {
         for (side, port) in
             opened.iter_mut().enumerate().flat_map(|(side, ports)| ports.iter_mut().map(move |port| (side, port)))

@@ -24,6 +24,7 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
 use crate::failure::FailureSwitch;
 use crate::frame::{Batch, Frame};
@@ -161,14 +162,16 @@ impl PacketPort {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{queues} queues; 1 to 256 are possible")));
         }
         let device = Device::find(interface)?;
-        let mut ports = Vec::with_capacity(queues);
+        // At once: the kernel waits for all processors, 20 ms for each.
+        let ports = thread::scope(|scope| {
+            let bind = |index| scope.spawn(move || PacketPort::bind(&device, index, options));
+            let threads: Vec<_> = (0..queues).map(bind).collect();
+            let ports = threads.into_iter().map(|thread| thread.join().expect("a thread that binds does not panic"));
+            ports.collect::<io::Result<Vec<_>>>()
+        })?;
         let mut group = None;
-        for index in 0..queues {
-            let port = PacketPort::bind(&device, index, options)?;
-            if queues > 1 {
-                group = Some(socket::join_fanout(&port.receiver, group)?);
-            }
-            ports.push(port);
+        for port in ports.iter().filter(|_| queues > 1) {
+            group = Some(socket::join_fanout(&port.receiver, group)?);
         }
         // Until all have joined, each would receive frames of the others; the filter has blocked them. A fast path puts its own in the place of it.
         for port in ports.iter().filter(|_| !options.awaits_fast_path) {
@@ -509,6 +512,11 @@ impl Port for PacketPort {
 
     fn poll_fd(&self) -> Option<RawFd> {
         Some(self.receiver.as_raw_fd())
+    }
+
+    /// Each socket gets all frames; but beside a fast path its filter decides what becomes of them.
+    fn is_exclusive(&self) -> bool {
+        self.former_sender.is_some()
     }
 
     fn capabilities(&self) -> Capabilities {

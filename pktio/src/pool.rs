@@ -248,8 +248,12 @@ impl Pool {
     }
 
     /// The file of the memory, for another process that takes over the rings with what is in them; and how many buffers of how many bytes lie there. The pool is
-    /// not to be used any more. `None`: it cannot be taken over.
+    /// not to be used any more. `None`: it cannot be taken over, or somebody holds frames of it.
     pub(crate) fn leave(&self) -> Option<(OwnedFd, usize, usize)> {
+        if self.idle.len() + self.lent != self.total {
+            // Those that somebody holds would be nobody's.
+            return None;
+        }
         let memory = &self.memory;
         let file = memory.owner().leave(&mut self.idle.iter().map(|frame| memory.offset(frame.base())))?;
         Some((file, memory.count(), memory.buffer()))

@@ -100,6 +100,11 @@ pub trait Port: Send {
         0
     }
 
+    /// Whether another process can only have such a port when this one is closed. A port that is not so may be closed at leisure.
+    fn is_exclusive(&self) -> bool {
+        true
+    }
+
     /// Leaves its sockets to another process: adds them to `sockets`. Returns false if it cannot. It is not to be used any more then.
     fn leave(&mut self, _pool: &mut Pool, _sockets: &mut Vec<LeftSocket>) -> bool {
         false
@@ -171,6 +176,10 @@ impl<P: Port + ?Sized> Port for Box<P> {
 
     fn completed(&self) -> u64 {
         (**self).completed()
+    }
+
+    fn is_exclusive(&self) -> bool {
+        (**self).is_exclusive()
     }
 
     fn leave(&mut self, pool: &mut Pool, sockets: &mut Vec<LeftSocket>) -> bool {

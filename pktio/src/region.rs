@@ -461,7 +461,13 @@ fn memory_file(name: &str, path: &Path, bytes: usize) -> Result<File, RegionErro
     let io = |source| RegionError::Io { path: path.into(), source };
     let c_name = std::ffi::CString::new(name).map_err(|error| io(error.into()))?;
     // SAFETY: the name is a C string, and the call has no other pointer.
-    let fd = unsafe { libc::memfd_create(c_name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+    let create =
+        |flags| unsafe { libc::memfd_create(c_name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | flags) };
+    // Some machines make no file that could be executed (`vm.memfd_noexec`); kernels before 6.3 do not know the flag.
+    let fd = match create(libc::MFD_NOEXEC_SEAL) {
+        fd if fd < 0 => create(0),
+        fd => fd,
+    };
     if fd < 0 {
         return Err(io(io::Error::last_os_error()));
     }

@@ -29,6 +29,6 @@ pub(crate) use layout::Layout;
 pub(crate) use program::{AttachedProgram, LoadedMaps, LoadedProgram, Purpose};
 pub(crate) use refusal::Refusal;
 pub use samples::ShedSamples;
-pub(crate) use socket::{UmemMemory, open};
+pub(crate) use socket::{UmemMemory, fits, open};
 pub use syns::SynMemory;
 pub(crate) use syns::{map as map_syns, sizes as syn_sizes};

@@ -119,6 +119,8 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let stop = Arc::new(AtomicBool::new(false));
     // Whether another process may follow when this one ends.
     let is_followed = Arc::new(AtomicBool::new(false));
+    // Whether it has asked this one to end.
+    let is_asked = Arc::new(AtomicBool::new(false));
     let (signalled, followed) = (supervisor.clone(), is_followed.clone());
     let (ask_reload, reloads) = signals::reloads();
     signals::listen(stop.clone(), move |signalled_by| match signalled_by {
@@ -167,6 +169,7 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     };
     let options = options(&secrets, spread);
     let mut preparation = prepared.unwrap_or_else(|| pktio::prepare(lan, wan, &options));
+    preparation.left = state.as_mut().map(State::take_left).unwrap_or_default();
     // Bindings are dropped last to first: the ports before the guard, which restores the settings of the interfaces.
     let opened = match open(lan, wan, &options, &mut preparation, config.failures.port_loss) {
         Ok(Some(opened)) => opened,
@@ -263,7 +266,7 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let policy = Arc::new(Policy::with_clock(&share, cookie_clock, clock::now()));
     let modes = (!arguments.bypass).then(|| Arc::new(ModeBoard::new(policy.targets().clone(), workers)));
     let mut pool = if arguments.bypass {
-        let options = WorkerOptions { poll, shed: false, captures: captures.clone(), modes: None, looks_up: false };
+        let options = WorkerOptions { poll, captures: captures.clone(), ..WorkerOptions::default() };
         WorkerPool::start(pairs, steerings, |_| Bypass::default(), &cores, options, stop, channel)
     } else {
         let memories: Vec<_> = memory::with_others(memories).into_iter().map(Some).collect();
@@ -307,6 +310,7 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
             captures: captures.clone(),
             modes: modes.clone(),
             looks_up: config.engine.service_buffers > 0,
+            leave: is_asked.clone(),
         };
         WorkerPool::start(pairs, steerings, engine, &cores, options, stop, channel)
     }?;
@@ -327,9 +331,10 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
         board.add_state(metric, value);
     }
     let take_leave: Arc<dyn Fn() + Send + Sync> = {
-        let (is_followed, end) = (is_followed.clone(), end.clone());
+        let (is_followed, is_asked, end) = (is_followed.clone(), is_asked.clone(), end.clone());
         Arc::new(move || {
             is_followed.store(true, Ordering::Relaxed);
+            is_asked.store(true, Ordering::Relaxed);
             end();
         })
     };
@@ -396,6 +401,12 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let lasts = keeper.as_ref().filter(|keeper| !keeper.is_over());
     let is_left =
         end.is_ok() && is_followed.load(Ordering::Relaxed) && lasts.is_some() && can_be_left() && guard.keep();
+    let left = pool.take_left();
+    match keeper.as_ref().and_then(|keeper| keeper.directory()).filter(|_| is_left) {
+        Some(directory) => state::give(directory, left),
+        // Closed, for who waits for the queues.
+        None => drop(left),
+    }
     drop(guard);
     if let Some(keeper) = &keeper {
         keeper.finish();

@@ -77,11 +77,18 @@ pub(super) struct XdpFailureSwitch {
     before: u64,
     /// Failures at either port that the port has noticed.
     noticed: u64,
+    /// Whether the program acts when the worker leaves frames.
+    is_watched: bool,
 }
 
 impl XdpFailureSwitch {
-    pub(super) fn new(map: Arc<ServiceMap>, place: Place, tells: bool) -> Self {
-        XdpFailureSwitch { map, place, tells, before: 0, noticed: 0 }
+    pub(super) fn new(map: Arc<ServiceMap>, place: Place, tells: bool, is_watched: bool) -> Self {
+        XdpFailureSwitch { map, place, tells, before: 0, noticed: 0, is_watched }
+    }
+
+    /// Whether the program acts when the worker leaves frames: otherwise its ring keeps them.
+    pub(super) fn is_watched(&self) -> bool {
+        self.is_watched
     }
 
     /// Whether the worker has failed since the last time: what is in its ring was given to it before that.
@@ -273,7 +280,7 @@ mod tests {
         let mapping = Mapping::anonymous(2 * 8 * SERVICE_WORDS).unwrap();
         let map = Arc::new(ServiceMap(MappedArray::over(mapping)));
         let place = Place { queue: 0, is_wan: true };
-        let mut members = [true, false].map(|tells| XdpFailureSwitch::new(Arc::clone(&map), place, tells));
+        let mut members = [true, false].map(|tells| XdpFailureSwitch::new(Arc::clone(&map), place, tells, true));
         members.iter_mut().for_each(FailureSwitch::set_flows_entered);
         for _ in 0..3 {
             members.iter_mut().for_each(XdpFailureSwitch::looked);

@@ -35,6 +35,11 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
+    /// Whether sockets are bound for frames in several buffers.
+    pub(crate) fn is_in_pieces(&self) -> bool {
+        self.multi_buffer || self.super_frames
+    }
+
     /// The layout for an MTU: small buffers where they suffice (more of them fit the cache), and several for a frame
     /// where even a large one does not.
     ///

@@ -92,6 +92,8 @@ pub(super) struct XdpPort {
     interface: u32,
     /// What the kernel had counted of the socket before.
     before: libc::xdp_statistics,
+    /// How the socket was opened.
+    bound: Bound,
     /// After this time what is in the receive ring is not to be taken any more, if it is a former process's socket that has not been looked at yet.
     stale_after: Option<Duration>,
 }
@@ -148,16 +150,18 @@ impl XdpPort {
             completer: None,
             cutter: None,
             interface,
+            bound: Bound { zero_copy: is_zero_copy(fd), in_pieces: layout.is_in_pieces(), busy_poll: layout.busy_poll },
             // SAFETY: it holds integers alone.
             before: unsafe { std::mem::zeroed() },
             stale_after: None,
         }
     }
 
-    /// The same port over the socket of a former process, which had so many buffers in its rings and looked at them then.
-    pub(super) fn resumed(self, filled: usize, in_flight: usize, looked_at: Duration) -> XdpPort {
+    /// The same port over the socket of a former process, which had so many buffers in its rings. It looked at them then, if its program bridged frames past one
+    /// that does not.
+    pub(super) fn resumed(self, filled: usize, in_flight: usize, looked_at: Option<Duration>) -> XdpPort {
         let before = kernel_statistics(self.fd).unwrap_or(self.before);
-        XdpPort { filled, in_flight, before, stale_after: Some(looked_at + PATIENCE), ..self }
+        XdpPort { filled, in_flight, before, stale_after: looked_at.map(|at| at + PATIENCE), ..self }
     }
 
     /// The same port, which does what senders leave to a NIC: completes checksums, and cuts super-frames.
@@ -257,6 +261,7 @@ impl XdpPort {
     #[cold]
     fn drop_stale(&mut self, pool: &mut Pool) {
         let mut stale = Batch::new();
+        while self.receive_segment(&mut stale, pool) {}
         while self.read(STRIDE, &mut stale, pool) > 0 {
             self.statistics.failure_dropped += stale.len() as u64;
             stale.drain(..).for_each(|frame| pool.put(frame));
@@ -450,17 +455,18 @@ impl Port for XdpPort {
             return self.discard(batch, pool);
         }
         let mut free = self.rings.tx.room(batch.len() as u32) as usize;
-        let mut fits = 0;
+        let (mut fits, mut used) = (0, 0);
         for frame in batch.iter() {
             let buffers = if frame.is_chained() { frame.buffers() } else { 1 };
-            if buffers > free {
-                // A chain that would never fit is taken, to be refused below.
-                if buffers <= MAX_BUFFERS {
-                    break;
-                }
-            } else {
-                free -= buffers;
+            if used + buffers > free {
+                free = self.rings.tx.room_now() as usize;
             }
+            if used + buffers <= free {
+                used += buffers;
+            } else if buffers <= MAX_BUFFERS {
+                break;
+            }
+            // A chain that would never fit is taken, to be refused below.
             fits += 1;
         }
         let mut ready = 0;
@@ -575,19 +581,24 @@ impl Port for XdpPort {
         if self.forwarded.is_some() {
             return false;
         }
+        // In this order: whatever has come since is younger than this time.
+        let looked_at = self.failure.as_ref().is_some_and(XdpFailureSwitch::is_watched).then(monotonic);
+        if let Some(switch) = &mut self.failure {
+            switch.looked();
+            if switch.has_failed() {
+                self.drop_stale(pool);
+            }
+        }
         self.reap(pool);
-        let mut rest = Batch::new();
-        while self.discarding && self.read(1, &mut rest, pool) > 0 {}
-        rest.drain(..).for_each(|frame| pool.put(frame));
+        while self.discarding && self.read(1, &mut Batch::new(), pool) > 0 {}
         let Ok(socket) = self.rings.socket.try_clone() else { return false };
-        let bound = Bound {
-            zero_copy: self.capabilities.zero_copy,
-            in_pieces: self.capabilities.multi_buffer || self.cutter.is_some(),
-            busy_poll: self.busy_poll,
-        };
+        // Who follows could not map them before Linux 6.4.
+        if socket.try_clone().and_then(|socket| Rings::of_left(socket, self.rings.sizes)).is_err() {
+            return false;
+        }
         let Sizes { frames: ring, buffers } = self.rings.sizes;
-        let (interface, filled, in_flight) = (self.interface, self.filled, self.in_flight);
-        sockets.push(LeftSocket { socket, interface, bound, filled, in_flight, ring, buffers });
+        let (interface, bound, filled, in_flight) = (self.interface, self.bound, self.filled, self.in_flight);
+        sockets.push(LeftSocket { socket, interface, bound, filled, in_flight, ring, buffers, looked_at });
         true
     }
 

@@ -423,7 +423,8 @@ impl AttachedProgram {
     /// happened.
     pub(super) fn failure_switch(&self, queue: u32, is_first: bool) -> Option<XdpFailureSwitch> {
         let place = Place { queue, is_wan: self.loaded.made.is_wan };
-        self.loaded.service.as_ref().map(|map| XdpFailureSwitch::new(Arc::clone(map), place, is_first))
+        let is_watched = failure::patience(self.loaded.made.failure.as_ref()) != 0;
+        self.loaded.service.as_ref().map(|map| XdpFailureSwitch::new(Arc::clone(map), place, is_first, is_watched))
     }
 
     /// Each worker's part of the map of flows; none if the program knows no flows.

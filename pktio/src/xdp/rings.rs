@@ -22,14 +22,14 @@ pub(super) type Descriptor = libc::xdp_desc;
 /// behind the chunks there is a byte for each, which says then whether it is idle.
 pub(super) struct Umem {
     mapping: Mapping,
-    file: OwnedFd,
+    file: File,
     chunks: usize,
     chunk: usize,
 }
 
 impl MemoryOwner for Umem {
     fn leave(&self, idle: &mut dyn Iterator<Item = usize>) -> Option<OwnedFd> {
-        let file = self.file.try_clone().ok()?;
+        let file = self.file.try_clone().ok()?.into();
         let marks = (0..self.chunks).map(|chunk| self.mark(chunk));
         // SAFETY: each is a byte of the mapping, which nothing else refers to.
         marks.for_each(|mark| unsafe { mark.write(0) });
@@ -47,7 +47,7 @@ impl Umem {
     ///
     /// When there is no such memory (`ENOMEM`), or this process may not lock it (`ENOBUFS`).
     pub(super) fn new(chunks: usize, chunk: usize) -> io::Result<(Umem, OwnedFd)> {
-        let umem = Umem::over(region::sealed_file("synproxy-frames", length(chunks, chunk))?.into(), chunks, chunk)?;
+        let umem = Umem::over(region::sealed_file("synproxy-frames", length(chunks, chunk))?, chunks, chunk)?;
         let socket = new_socket()?;
         let registered = libc::xdp_umem_reg {
             addr: umem.base().as_ptr() as u64,
@@ -66,10 +66,8 @@ impl Umem {
     /// # Errors
     ///
     /// When it is no such file.
-    pub(super) fn of_left(file: OwnedFd, chunks: usize, chunk: usize) -> io::Result<(Umem, Vec<usize>)> {
-        if !region::is_sealed(file.as_fd())
-            || File::from(file.try_clone()?).metadata()?.len() < length(chunks, chunk) as u64
-        {
+    pub(super) fn of_left(file: File, chunks: usize, chunk: usize) -> io::Result<(Umem, Vec<usize>)> {
+        if !region::is_sealed(file.as_fd()) || file.metadata()?.len() < length(chunks, chunk) as u64 {
             return Err(io::Error::other("it is no memory file of so many frames"));
         }
         let umem = Umem::over(file, chunks, chunk)?;
@@ -79,9 +77,8 @@ impl Umem {
         Ok((umem, idle))
     }
 
-    fn over(file: OwnedFd, chunks: usize, chunk: usize) -> io::Result<Umem> {
+    fn over(file: File, chunks: usize, chunk: usize) -> io::Result<Umem> {
         let mapping = Mapping::shared(file.as_fd(), length(chunks, chunk))?;
-        mapping.advise_huge_pages();
         Ok(Umem { mapping, file, chunks, chunk })
     }
 
@@ -165,11 +162,11 @@ impl Rings {
         Rings::of_left(socket, sizes)
     }
 
-    /// The rings of a socket that has them.
+    /// The rings of a socket that has them, of these sizes.
     ///
     /// # Errors
     ///
-    /// The kernel's; or when they are smaller.
+    /// The kernel's: `EBUSY` where it is bound, before Linux 6.4.
     pub(super) fn of_left(socket: OwnedFd, sizes: Sizes) -> io::Result<Rings> {
         let fd = socket.as_raw_fd();
         // SAFETY: all its fields are integers.
@@ -227,6 +224,20 @@ pub(super) fn new_socket() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Which network namespace a socket is of: no two have the same number.
+///
+/// # Errors
+///
+/// The kernel's: `ENOPROTOOPT` before Linux 5.14.
+pub(super) fn namespace_of(fd: RawFd) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    get_option(fd, libc::SOL_SOCKET, SO_NETNS_COOKIE, &mut cookie)?;
+    Ok(cookie)
+}
+
+/// The option that says so, at `SOL_SOCKET`; `libc` does not name it yet.
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
 /// What the kernel counts of a socket.
 ///
 /// # Errors
@@ -264,11 +275,15 @@ pub(super) fn set_option<T>(fd: RawFd, level: libc::c_int, option: libc::c_int, 
     done(unsafe { libc::setsockopt(fd, level, option, ptr::from_ref(value).cast(), len) })
 }
 
-/// Reads an option into a structure of integers; returns how many bytes of it the kernel has written.
+/// Reads an option of AF_XDP into a structure of integers; returns how many bytes of it the kernel has written.
 fn get<T>(fd: RawFd, option: libc::c_int, value: &mut T) -> io::Result<usize> {
+    get_option(fd, libc::SOL_XDP, option, value)
+}
+
+fn get_option<T>(fd: RawFd, level: libc::c_int, option: libc::c_int, value: &mut T) -> io::Result<usize> {
     let mut len = size_of::<T>() as libc::socklen_t;
     // SAFETY: the option is written into a structure of the length given.
-    done(unsafe { libc::getsockopt(fd, libc::SOL_XDP, option, ptr::from_mut(value).cast(), &raw mut len) })?;
+    done(unsafe { libc::getsockopt(fd, level, option, ptr::from_mut(value).cast(), &raw mut len) })?;
     Ok(len as usize)
 }
 

@@ -13,7 +13,7 @@ use super::layout::Layout;
 use super::port::XdpPort;
 use super::program::AttachedProgram;
 use super::refusal::{Refusal, descriptors_ran_out};
-use super::rings::{Binding, Rings, Sizes, Umem, new_socket};
+use super::rings::{Binding, Rings, Sizes, Umem, namespace_of, new_socket};
 use super::shed::XdpShedFilter;
 use crate::frame::HEADROOM;
 use crate::left::{Bound, LeftSocket, LeftSockets};
@@ -67,13 +67,11 @@ pub(crate) fn open(
     let completer =
         |interface: &&Interface| (!interface.has_link_checksums()).then(|| Completer::new(interface.name()));
     let completers: Vec<_> = interfaces.iter().map(completer).collect();
-    let bound = Bound { zero_copy, in_pieces: are_in_pieces(layout), busy_poll: layout.busy_poll };
-    left.retain(|left| {
-        (left.chunks, left.chunk) == (frames, layout.chunk)
-            && left.sockets.iter().map(|one| one.interface).eq(interfaces.iter().map(|one| one.index()))
-            && left.sockets.iter().all(|one| one.bound == bound)
-            && (left.queue as usize) < layout.workers
-    });
+    if programs.iter().any(AttachedProgram::forwards) {
+        // Which frames the former program gave them it does not know.
+        left.clear();
+    }
+    left.retain(|left| fits(left, interfaces, zero_copy, layout));
     let mut taken = 0;
     let sets = (0..layout.workers as u32).map(|queue| {
         if let Some(at) = left.iter().position(|left| left.queue == queue) {
@@ -94,6 +92,23 @@ pub(crate) fn open(
         info!("the sockets of {taken} worker(s) of the former process are taken over, and were never closed");
     }
     Ok(sets)
+}
+
+/// Whether sockets that a former process has left are those that would be opened for a queue.
+pub(crate) fn fits(left: &LeftSockets, interfaces: &[&Interface], zero_copy: bool, layout: &Layout) -> bool {
+    let frames = interfaces.len() * layout.frames_per_port;
+    let bound = Bound { zero_copy, in_pieces: layout.is_in_pieces(), busy_poll: layout.busy_poll };
+    let Ok(sizes) = ring_sizes(layout, frames) else { return false };
+    // Their indexes are those of another namespace, if the sockets are.
+    let own = new_socket().and_then(|socket| namespace_of(socket.as_raw_fd())).ok();
+    let is_here = |one: &LeftSocket| own.is_some() && namespace_of(one.socket.as_raw_fd()).ok() == own;
+    (left.chunks, left.chunk) == (frames, layout.chunk)
+        && left.sockets.iter().map(|one| one.interface).eq(interfaces.iter().map(|one| one.index()))
+        && left
+            .sockets
+            .iter()
+            .all(|one| one.bound == bound && (one.ring, one.buffers) == (sizes.frames, sizes.buffers) && is_here(one))
+        && (left.queue as usize) < layout.workers
 }
 
 /// How long what the kernel forwards out of an interface may wait there.
@@ -136,8 +151,8 @@ fn resume_queue(
     layout: &Layout,
     left: LeftSockets,
 ) -> Result<Ports, Refusal> {
-    let LeftSockets { memory, chunks, chunk, queue, looked_at, sockets } = left;
-    let (umem, idle) = Umem::of_left(memory, chunks, chunk).map_err(Refusal::failed)?;
+    let LeftSockets { memory, chunks, chunk, queue, sockets } = left;
+    let (umem, idle) = Umem::of_left(memory.into(), chunks, chunk).map_err(Refusal::failed)?;
     let lent = sockets.iter().map(|one| one.filled + one.in_flight).sum::<usize>();
     if idle.len() + lent > chunks {
         return Err(Refusal::Failed("more frames are in use than there are".into()));
@@ -145,7 +160,8 @@ fn resume_queue(
     // SAFETY: the former process uses neither those that are idle nor the rings, in which all others are that count.
     let mut pool = reserving(unsafe { Pool::partly(memory_of(umem), HEADROOM, idle, lent) }, layout);
     let mut ports: Vec<Box<dyn Port>> = Vec::new();
-    for (at, LeftSocket { socket, filled, in_flight, ring, buffers, .. }) in sockets.into_iter().enumerate() {
+    for (at, LeftSocket { socket, filled, in_flight, ring, buffers, looked_at, .. }) in sockets.into_iter().enumerate()
+    {
         let rings = Rings::of_left(socket, Sizes { frames: ring, buffers }).map_err(Refusal::failed)?;
         let port = port_over(rings, interfaces, at, &programs[at], &completers[at], layout, (queue, chunks));
         let port = port.resumed(filled, in_flight, looked_at);
@@ -196,14 +212,10 @@ fn start(
     Ok(Box::new(port))
 }
 
-/// Whether frames may lie in several buffers.
-fn are_in_pieces(layout: &Layout) -> bool {
-    layout.multi_buffer || layout.super_frames
-}
-
 fn memory_of(umem: Umem) -> BufferMemory {
     let (base, chunks, chunk) = (umem.base(), umem.chunks(), umem.chunk());
-    // SAFETY: the mapping is page-aligned, holds the chunks, and lives as long as its owner; only the frames over it and the kernel access it.
+    // SAFETY: the mapping is page-aligned, holds the chunks, and lives as long as its owner; only the frames over it and the kernel access it:
+    // a former process that has left it has stopped to.
     unsafe { BufferMemory::new(base, chunks, chunk, Arc::new(umem)) }
 }
 
@@ -228,7 +240,7 @@ fn bind(
     let name = interface.name();
     let mut flags = libc::XDP_USE_NEED_WAKEUP;
     flags |= if zero_copy { libc::XDP_ZEROCOPY } else { libc::XDP_COPY };
-    if are_in_pieces(layout) {
+    if layout.is_in_pieces() {
         flags |= libc::XDP_USE_SG;
     }
     let refused = |e: io::Error| bind_refusal(&e, name, queue, layout);

@@ -9,7 +9,7 @@ use super::polling::PollPolicy;
 use super::resolver::Resolver;
 use super::steering::Steering;
 use super::watchdog::{Outputs, Watchdog};
-use super::worker::Worker;
+use super::worker::{Closed, Worker};
 use crate::control::commands::{CommandQueue, CommandSender};
 use crate::metrics::capture::Captures;
 use crate::metrics::descriptors::{Metric, PortMetric};
@@ -24,7 +24,7 @@ use crate::process::privileges;
 use confparse::{Front, LinkLoss, Poll, PortLoss};
 use core_affinity::CoreId;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
-use pktio::{Pair, Pool};
+use pktio::{LeftSockets, Pair};
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -77,16 +77,18 @@ pub struct WorkerOptions {
     pub modes: Option<Arc<ModeBoard>>,
     /// Whether names are to be looked up for them.
     pub looks_up: bool,
+    /// Whether they leave their sockets to a process that follows, when they end.
+    pub leave: Arc<AtomicBool>,
 }
 
 /// The worker threads.
 pub struct WorkerPool {
-    /// Each returns the memory of its frames, unless it panicked.
-    workers: Vec<JoinHandle<Option<Pool>>>,
+    /// Each returns what is left of it, unless it panicked.
+    workers: Vec<JoinHandle<Option<Closed>>>,
     /// The thread that watches them.
     watch: Option<JoinHandle<()>>,
     /// What workers that have ended returned: to give it back takes milliseconds, for which a process that follows this one would wait.
-    frames: Vec<Pool>,
+    closed: Vec<Closed>,
     board: Arc<Board>,
     commands: CommandSender,
     stop: Arc<AtomicBool>,
@@ -128,7 +130,7 @@ impl WorkerPool {
         let mut pool = Self {
             workers: Vec::new(),
             watch: None,
-            frames: Vec::new(),
+            closed: Vec::new(),
             board,
             commands,
             stop,
@@ -145,7 +147,7 @@ impl WorkerPool {
         let mut steerings = steerings.into_iter();
         for (number, pair) in pairs.into_iter().enumerate() {
             let steering = steerings.next();
-            let (supervisor, stop) = (supervisor.clone(), pool.stop.clone());
+            let (supervisor, stop, leave) = (supervisor.clone(), pool.stop.clone(), options.leave.clone());
             let (board, engine) = (pool.board.clone(), engine.clone());
             let (core, is_alone) = cores.of(number);
             let commands: Arc<CommandQueue> = pool.commands.queue(number);
@@ -173,14 +175,15 @@ impl WorkerPool {
                     // Sending fails only when the supervisor has ended, which then needs no message.
                     let _ = supervisor.send(Message::Running);
                     let end = worker.run(&stop, board.slot(number));
-                    (end, worker.close())
+                    let leaves = end.is_ok() && leave.load(Ordering::Relaxed);
+                    (end, worker.close(leaves))
                 });
-                let (end, frames) = match catch_unwind(work) {
-                    Ok((end, frames)) => (end.map_err(|error| Failure::Port { worker: number, error }), Some(frames)),
+                let (end, closed) = match catch_unwind(work) {
+                    Ok((end, closed)) => (end.map_err(|error| Failure::Port { worker: number, error }), Some(closed)),
                     Err(_) => (Err(Failure::Panic { worker: number }), None),
                 };
                 let _ = supervisor.send(Message::Ended(end));
-                frames
+                closed
             };
             let thread = thread::Builder::new().name(format!("worker {number}")).spawn(work).map_err(Failure::Spawn)?;
             pool.workers.push(thread);
@@ -372,7 +375,8 @@ impl WorkerPool {
 }
 
 impl WorkerPool {
-    /// Ends all threads, and returns when they have ended and no port is open any more. The memory of the frames goes with the pool.
+    /// Ends all threads, and returns when they have ended and no port is open any more that another process would wait for. The memory of the frames goes with
+    /// the pool.
     pub fn end(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         self.commands.wake();
@@ -382,7 +386,12 @@ impl WorkerPool {
             let _ = watch.join();
         }
         // A panic of a worker was caught and reported inside.
-        self.frames.extend(self.workers.drain(..).filter_map(|worker| worker.join().ok().flatten()));
+        self.closed.extend(self.workers.drain(..).filter_map(|worker| worker.join().ok().flatten()));
+    }
+
+    /// The sockets that workers have left at their end.
+    pub fn take_left(&mut self) -> Vec<LeftSockets> {
+        self.closed.iter_mut().filter_map(|closed| closed.sockets.take()).collect()
     }
 }
 

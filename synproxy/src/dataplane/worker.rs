@@ -22,7 +22,7 @@ use crate::metrics::snapshot::{FrameCost, Slot, Snapshot};
 use crate::metrics::top_talkers::TopTalkers;
 use crate::process::clock;
 use crossbeam::utils::CachePadded;
-use pktio::{Batch, NO_MEMBER, Pair, Pool, Port, ShedLevel};
+use pktio::{Batch, LeftSockets, NO_MEMBER, Pair, Pool, Port, ShedLevel};
 use std::hint;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -109,6 +109,16 @@ pub struct Worker<E> {
     failures: u64,
     /// Servers found to answer another way, which have yet to be published with the statistics.
     found: Vec<FlowKey>,
+}
+
+/// What a worker has at its end.
+pub struct Closed {
+    /// Ports that are still open, as no other process needs to wait for them. They are dropped before their frames.
+    pub open: Vec<Box<dyn Port>>,
+    /// The memory of the frames.
+    pub frames: Pool,
+    /// The sockets that it leaves.
+    pub sockets: Option<LeftSockets>,
 }
 
 /// What one poll iteration did.
@@ -268,17 +278,21 @@ impl<E: Engine> Worker<E> {
         ended
     }
 
-    /// Closes both ports, at once: a socket of AF_XDP takes 5 to 15 ms, in which the kernel waits for all processors. Returns the memory of the
-    /// frames, to which no port refers any more.
-    pub fn close(self) -> Pool {
-        let Self { ports, pool, .. } = self;
-        let [lan, wan] = ports.into_array();
+    /// Gives the ports up. If it `leaves` them to a process that follows, what that can take over or need not wait for stays open. Everything else is closed, at
+    /// once: a socket of AF_XDP takes 5 to 15 ms, in which the kernel waits for all processors.
+    pub fn close(self, leaves: bool) -> Closed {
+        let Self { ports, pool: mut frames, .. } = self;
+        let [mut lan, mut wan] = ports.into_array();
+        let sockets = leaves.then(|| LeftSockets::of(&mut *lan, &mut *wan, &mut frames)).flatten();
+        if leaves && !lan.is_exclusive() && !wan.is_exclusive() {
+            return Closed { open: vec![lan, wan], frames, sockets };
+        }
         thread::scope(|scope| {
             // Without a thread they close one after the other.
             let _ = thread::Builder::new().spawn_scoped(scope, || drop(lan));
             drop(wan);
         });
-        pool
+        Closed { open: Vec::new(), frames, sockets }
     }
 
     /// How often somebody else has bridged or dropped frames because this worker did not take them.

@@ -10,11 +10,13 @@ pub mod header;
 mod keeper;
 mod store;
 mod succession;
+mod successor;
 mod tables;
 
 pub use header::SPREAD;
 pub use keeper::{Keeper, StateWatch};
 pub use store::{trim, trim_all};
+pub use successor::give;
 
 use crate::dataplane::steering::Strategy;
 use crate::process::clock;
@@ -22,7 +24,7 @@ use crate::process::exit::Failure;
 use confparse::{Config, StateDir};
 use header::{Expected, Header, Kept, Refused, WORDS};
 use pktio::region::{Region, RegionError, RegionLock};
-use pktio::{interface_of, netdev::Interface};
+use pktio::{LeftSockets, interface_of, netdev::Interface};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use store::{Store, StoreError};
@@ -50,6 +52,8 @@ pub struct State {
     found: Option<Found>,
     /// What keeps other processes out of it: of the tables, and then of the header.
     locks: Vec<RegionLock>,
+    /// The sockets that another process has left with it.
+    left: Vec<LeftSockets>,
 }
 
 /// What became of the state of another process.
@@ -94,8 +98,9 @@ impl State {
         }
         let Some(store) = Store::find(&config.state_dir, &name(ports, namespace), owner)? else { return Ok(None) };
         let is_named = config.state_dir != StateDir::Auto;
-        let (header, lock) = match store.header(WORDS, takeover).map(Header::of) {
-            Ok(Ok(found)) => found,
+        let found = store.header(WORDS, takeover).map(|(region, left)| (Header::of(region), left));
+        let ((header, lock), left) = match found {
+            Ok((Ok(found), left)) => (found, left),
             Err(error @ StoreError::Held(_)) if takeover => {
                 return Err(Failure::State(format!(
                     "{error}, and does not end: it is stopped or stuck, or runs without a state"
@@ -106,7 +111,7 @@ impl State {
             }
             Err(error @ StoreError::Held(_)) => return nothing(&error.to_string()),
             Err(error) => return nothing(&error.to_string()),
-            Ok(Err(error)) => return nothing(&error.to_string()),
+            Ok((Err(error), _)) => return nothing(&error.to_string()),
         };
         header.succession().begin();
         let expected = expected(config, ports);
@@ -123,7 +128,12 @@ impl State {
                 (kept, None)
             }
         };
-        Ok(Some(Self { store, header, expected, kept, found, locks: vec![lock] }))
+        Ok(Some(Self { store, header, expected, kept, found, locks: vec![lock], left }))
+    }
+
+    /// The sockets that the process which has left the state has left with it.
+    pub fn take_left(&mut self) -> Vec<LeftSockets> {
+        std::mem::take(&mut self.left)
     }
 
     /// What the state of a box that runs keeps besides tables, as far as another process may know it before it has the state.

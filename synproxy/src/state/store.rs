@@ -1,8 +1,10 @@
 //! Where the regions of the state lie: files of a directory, or descriptors that the service manager keeps.
 
 use super::header::{Header, Refused};
+use super::successor::Successor;
 use crate::process::{exit::Failure, service_manager};
 use confparse::StateDir;
+use pktio::LeftSockets;
 use pktio::region::{self, Region, RegionError};
 use rustix::fs::statfs;
 use std::collections::HashMap;
@@ -128,24 +130,29 @@ impl Store {
         }
     }
 
-    /// The header, as it is or new. A process that ends is waited for; with `takeover` one that does not is asked to.
+    /// The header, as it is or new. A process that ends is waited for; with `takeover` one that does not is asked to, and gives its sockets.
     ///
     /// # Errors
     /// When another process has it, or the system refuses.
-    pub fn header(&self, words: usize, takeover: bool) -> Result<Region, StoreError> {
+    pub fn header(&self, words: usize, takeover: bool) -> Result<(Region, Vec<LeftSockets>), StoreError> {
         let begin = Instant::now();
         let mut asked: Option<Instant> = None;
         let patience = if takeover { PATIENCE_WITH_ONE_THAT_RUNS } else { PATIENCE };
+        // Before anybody is asked.
+        let mut successor = self.directory().filter(|_| takeover).and_then(|directory| {
+            let closed = |error: &io::Error| debug!("the former process's sockets are opened anew: {error}");
+            Successor::listen(directory).inspect_err(closed).ok()
+        });
         loop {
             let region = match self.take(HEADER) {
-                Ok(Some(region)) if region.len() >= words => return Ok(region),
+                Ok(Some(region)) if region.len() >= words => Ok(region),
                 // What is too short is none of ours.
                 Ok(Some(_)) => self.remove(HEADER).and_then(|()| self.create(HEADER, words)),
                 Ok(None) => self.create(HEADER, words),
                 Err(error) => Err(error),
             };
             match region {
-                Ok(region) => return Ok(region),
+                Ok(region) => return Ok((region, successor.map(Successor::take).unwrap_or_default())),
                 Err(RegionError::Held { .. }) if begin.elapsed() < patience => {
                     if takeover && asked.is_none_or(|asked| asked.elapsed() >= ASK_AGAIN) {
                         if asked.is_none() {
@@ -154,6 +161,7 @@ impl Store {
                         self.ask();
                         asked = Some(Instant::now());
                     }
+                    successor.iter_mut().for_each(Successor::look);
                     thread::sleep(Duration::from_millis(1));
                 }
                 Err(RegionError::Held { .. }) => return Err(StoreError::Held(self.describe())),

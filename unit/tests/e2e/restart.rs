@@ -335,6 +335,11 @@ fn outlives_restarts(
                     }
                     Way::Takeover => {
                         let next = start(config, &["--takeover"]);
+                        // It closes at leisure what the next one does not wait for.
+                        let end = Instant::now() + traffic::PATIENCE;
+                        while proxy.runs() && Instant::now() < end {
+                            thread::sleep(Duration::from_millis(10));
+                        }
                         assert!(!proxy.runs(), "it goes on beside the next:\n{}", proxy.log().join("\n"));
                         next
                     }
@@ -343,6 +348,10 @@ fn outlives_restarts(
                 let down = begin.elapsed();
                 let taken = proxy.log().iter().any(|line| line.contains("taking over the state"));
                 assert!(taken, "the state was not taken over:\n{}", proxy.log().join("\n"));
+                if matches!(way, Way::Takeover) && backend == Backend::Driver {
+                    let stayed = proxy.log().iter().any(|line| line.contains("were never closed"));
+                    assert!(stayed, "the sockets were closed:\n{}", proxy.log().join("\n"));
+                }
                 // Until the last one has noticed.
                 thread::sleep(Duration::from_millis(700).max(3 * down / 2));
                 let gap = Duration::from_micros(met.gap.load(Ordering::Relaxed));
