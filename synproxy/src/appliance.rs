@@ -162,6 +162,8 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     // What takes time and nothing of the former process is made while that one works.
     let peeked = if arguments.takeover && !arguments.bypass { State::peek(config, &start) } else { None };
     let prepared = peeked.map(|kept| pktio::prepare(lan, wan, &options(&kept.secrets, kept.spread)));
+    // Frames wait from here on, where another process is followed.
+    cpu::prioritise(arguments.nice);
     let mut state = if arguments.bypass { None } else { State::open(config, start)? };
     let (secrets, spread) = match &state {
         Some(state) => (state.kept().secrets.clone(), state.kept().spread),
@@ -207,7 +209,6 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     }
     let captures = Captures::new(workers, lan, wan);
     start_captures(&captures, &arguments.captures)?;
-    cpu::prioritise(arguments.nice);
     let permissions = Arc::new(SocketPermissions::new(credentials.ids(), privileges::role_groups(config)?));
     let socket = control_socket([lan, wan], &config.control, &permissions)?;
     // A process that was just followed may still have them for a moment.
@@ -388,6 +389,7 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
         }
         Ok(())
     });
+    cpu::hurry();
     guard.release_host();
     service_manager::stopping();
     // What the next process waits for comes first.

@@ -2,6 +2,7 @@
 
 use core_affinity::CoreId;
 use rustix::io::Errno;
+use rustix::process::Pid;
 use tracing::{debug, warn};
 
 /// The cores for the workers. The default leaves placement to the scheduler.
@@ -39,6 +40,16 @@ pub fn prioritise(nice: i8) {
             );
         }
         Err(error) => warn!("no `--nice {nice}`: {error}"),
+    }
+}
+
+/// Gives every thread of the process the priority of the calling one, as far as it may: the process ends, and another waits for that.
+pub fn hurry() {
+    let Ok(own) = rustix::process::getpriority_process(None) else { return };
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    for task in tasks.filter_map(|task| task.file_name().to_str()?.parse().ok().and_then(Pid::from_raw)) {
+        // A thread may have ended; without the permission they all keep theirs.
+        let _ = rustix::process::setpriority_process(Some(task), own);
     }
 }
 

@@ -115,6 +115,8 @@ impl Met {
     /// As many connections as one thread has, for as long as it takes: a message on each, and its echo, again and again.
     fn last(&self, address: SocketAddr, first: u64) -> io::Result<()> {
         let streams: Vec<TcpStream> = (0..EACH).map(|_| traffic::connect(address)).collect::<io::Result<_>>()?;
+        // Of ten thousand, the segments of some meet seven pauses in a row, and are repeated at doubling intervals.
+        streams.iter().try_for_each(|stream| stream.set_read_timeout(Some(4 * traffic::PATIENCE)))?;
         let mut n = 0;
         while !self.is_over() {
             let begin = Instant::now();
