@@ -212,7 +212,8 @@ impl HandedDown {
         let copied: Vec<u64> = copied.map(|at| words[at].get()).collect();
         let words = Words::of(copied.into_iter());
         let tag = tag.filter(|_| second.is_some());
-        let excerpt = Self { words: Some(words), clock: self.clock, second: tag, ..Self::none() };
+        let excerpt =
+            Self { words: Some(words), clock: self.clock, full_at: self.full_at, second: tag, ..Self::none() };
         let there = self.find(hash).and_then(|entry| entry.splice());
         if let (Some(there), Some(entry)) = (there, excerpt.find(hash)) {
             // They find each other in these words.
