@@ -358,13 +358,14 @@ impl Proxy {
         let disproves = state == State::Reset && flow.disproves_reset(side, ack);
         // The box also acknowledges a repeated SYN-ACK for the client, until the server shows that it knows the acknowledgement.
         let may_speak = side == Side::Wan && flow.is_all(&[FlowFlags::PROXIED, FlowFlags::WINDOW_UNSCALED]);
-        let damaged = (speaks || may_speak || ends || other_finished || disproves) && is_damaged(ctx);
-        if (speaks || may_speak) && damaged {
+        // And it repeats what it has acknowledged itself, in the client's name, until the server has it.
+        let repeats = self.gathered(id) != 0;
+        let damaged = (speaks || may_speak || repeats || ends || other_finished || disproves) && is_damaged(ctx);
+        if (speaks || may_speak || repeats) && damaged {
             return;
         }
         let believed = (ends || other_finished) && !damaged;
         let outlives = disproves && !damaged;
-        let repeats = self.gathered(id) != 0;
         if ends || other_finished || outlives || speaks && side == Side::Wan {
             self.follow_state(id, ctx.now, |flow| {
                 follow(flow, ctx, ack, ends, believed);

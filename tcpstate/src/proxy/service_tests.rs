@@ -938,6 +938,10 @@ fn servers_answer(world: &mut World, accept: &[u32], seconds: u64) -> Vec<FlowKe
 
 /// Connects a client and asks.
 fn request(world: &mut World, client: &mut End, port: u16) {
+    request_of(world, client, port, b"GET / HTTP/1.1\r\nHost: any.example\r\n\r\n");
+}
+
+fn request_of(world: &mut World, client: &mut End, port: u16, words: &[u8]) {
     *client = End::new(Side::Wan, FlowKey { wan_port: port, ..client.key }, 1000, 77, true, Some(7));
     heard(world, Side::Wan);
     let syn = client.frame(0, &[], Flags::SYN);
@@ -945,8 +949,74 @@ fn request(world: &mut World, client: &mut End, port: u16) {
     let mut answers: Vec<_> =
         core::mem::take(&mut world.wire).into_values().filter(|(side, ..)| *side == Side::Wan).collect();
     client.hear(&mut answers.pop().expect("a SYN-ACK").2).unwrap();
-    let ask = client.frame(1, b"GET / HTTP/1.1\r\nHost: any.example\r\n\r\n", Flags::ACK);
+    let ask = client.frame(1, words, Flags::ACK);
     world.process(Side::Wan, &ask);
+}
+
+/// The server that the box dials, once it has accepted the connection.
+fn accepting_server(world: &mut World) -> End {
+    for _ in 0..20 {
+        later(world, Duration::from_millis(100));
+        for mut frame in core::mem::take(&mut world.wire).into_values().filter(|it| it.0 == Side::Lan).map(|it| it.2) {
+            if let Some(said) = Neighbour::parse(&frame) {
+                if said.asks && said.target != said.sender {
+                    let mut answer = vec![0; 100];
+                    let mac = said.mac.expect("the box says where it is");
+                    let len = Statement::Answers(said.sender, mac).write(
+                        (said.target, SERVER_MAC),
+                        false,
+                        &tags(0),
+                        &mut answer,
+                    );
+                    world.process(Side::Lan, &answer[..len]);
+                }
+                continue;
+            }
+            let len = frame.len();
+            let Parsed::Tcp(syn) = Parsed::parse(Side::Wan, &Head::whole(&mut frame, len)) else { continue };
+            if syn.flags == Flags::SYN && syn.key.wan_port >= 1024 {
+                let mut server = End::new(Side::Lan, syn.key, 5000, 1, true, Some(7));
+                server.hear(&mut frame).unwrap();
+                let accepts = server.frame(0, &[], Flags::SYN);
+                world.process(Side::Lan, &accepts);
+                return server;
+            }
+        }
+    }
+    panic!("the box dials no server");
+}
+
+#[test]
+fn what_the_box_repeats_acknowledges_nothing_that_a_damaged_segment_did() {
+    let (mut world, mut client) = calm(false);
+    let words = b"GET / HTTP/1.1\r\nHost: zero.example\r\n\r\n";
+    request_of(&mut world, &mut client, 40_001, words);
+    let mut server = accepting_server(&mut world);
+    // It says something, but has got nothing.
+    for at in [1, 101] {
+        let says = server.frame(at, &[9; 100], Flags::ACK);
+        world.process(Side::Lan, &says);
+    }
+    let before = client.received;
+    client.received += 200;
+    let mut damaged = client.frame(1 + words.len() as u32, &[], Flags::ACK);
+    client.received = before;
+    *damaged.last_mut().expect("it has bytes") ^= 4;
+    world.process(Side::Wan, &damaged);
+    heard(&mut world, Side::Lan);
+    let mut repeated = 0;
+    for _ in 0..20 {
+        later(&mut world, Duration::from_millis(100));
+        for mut frame in heard(&mut world, Side::Lan) {
+            let len = frame.len();
+            let Parsed::Tcp(segment) = Parsed::parse(Side::Wan, &Head::whole(&mut frame, len)) else { continue };
+            if segment.key == server.key && segment.payload_len() > 0 {
+                assert_eq!(segment.ack, SeqNum::new(5001), "the client has acknowledged nothing");
+                repeated += 1;
+            }
+        }
+    }
+    assert!(repeated > 0, "the server has not acknowledged the request");
 }
 
 /// To which servers ten clients go, by the last byte of their addresses.
