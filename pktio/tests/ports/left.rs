@@ -13,7 +13,7 @@ use pktio::{
     FailurePlan, FastPathWay, LeftSockets, Mode, OnFailure, Opened, Options, Pair, Preparation, open_prepared,
 };
 
-/// Numbered datagrams from the WAN's host to the LAN's, one every millisecond.
+/// Numbered datagrams from the WAN's host to the LAN's, one every five milliseconds: what comes of a pause at once has to fit its socket.
 struct Numbered {
     stop: Arc<AtomicBool>,
     sender: JoinHandle<u32>,
@@ -32,7 +32,7 @@ impl Numbered {
             while !stopped.load(Ordering::Relaxed) {
                 socket.send_to(&sent.to_be_bytes(), (LAN, PORT)).unwrap();
                 sent += 1;
-                thread::sleep(Duration::from_millis(1));
+                thread::sleep(Duration::from_millis(5));
             }
             sent
         });
@@ -110,12 +110,14 @@ fn sockets_pass_from_owner_to_owner_with_what_is_in_their_rings() {
             assert!(opened.pairs.iter().map(|pair| pair.pool.total()).eq(total), "frames were lost");
             assert_eq!(opened.pairs[0].wan.statistics().received, 0, "counters begin anew");
             bridge = Running::start(opened.pairs);
-            world.transfer(2_000_000);
+            thread::sleep(Duration::from_millis(50));
             let pairs = bridge.pairs();
             stale += pairs.iter().map(|pair| pair.wan.statistics().failure_dropped).sum::<u64>();
             bridge = Running::start(pairs);
         }
         let (sent, seen) = datagrams.stop();
+        // Not beside the datagrams: queues of the hosts lose some of both.
+        world.transfer(2_000_000);
         bridge.stop();
         drop(opened.guard);
         assert!(seen.is_sorted(), "{mode:?}: one has overtaken another");
@@ -154,7 +156,7 @@ fn what_others_have_been_bridged_past_is_dropped() {
     let stale = bridge.stop()[0].wan.failure_dropped;
     drop(opened.guard);
     assert!(seen.is_sorted(), "one has overtaken another");
-    assert!(stale > 0 && seen.len() > 50, "{stale} too old, {} of {sent} came", seen.len());
+    assert!(stale > 0 && seen.len() > 20, "{stale} too old, {} of {sent} came", seen.len());
 }
 
 #[test]
