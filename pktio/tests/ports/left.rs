@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::world::{LAN, Links, Running, World};
 use harness::test;
 use pktio::{
-    FailurePlan, FastPathWay, LeftSockets, Mode, OnFailure, Opened, Options, Pair, Preparation, open_prepared,
+    FailurePlan, FastPathWay, Guard, LeftSockets, Mode, OnFailure, Opened, Options, Pair, Preparation, open_prepared,
 };
 
 /// Numbered datagrams from the WAN's host to the LAN's, one every five milliseconds: what comes of a pause at once has to fit its socket.
@@ -82,6 +82,13 @@ fn leave(mut pairs: Vec<Pair>) -> Vec<LeftSockets> {
     pairs.iter_mut().map(told).collect()
 }
 
+/// Ends the owner of these ports, and returns what it leaves; the programs stay.
+fn end(mut guard: Guard, pairs: Vec<Pair>) -> Vec<LeftSockets> {
+    let left = leave(pairs);
+    assert!(guard.keep());
+    left
+}
+
 #[test]
 fn sockets_pass_from_owner_to_owner_with_what_is_in_their_rings() {
     for (links, mode, workers) in [
@@ -102,10 +109,8 @@ fn sockets_pass_from_owner_to_owner_with_what_is_in_their_rings() {
             // What comes from now on waits, for as long as it takes: nobody bridges it.
             thread::sleep(Duration::from_millis(100));
             let total: Vec<usize> = pairs.iter().map(|pair| pair.pool.total()).collect();
-            let left = leave(pairs);
+            let left = end(opened.guard, pairs);
             assert_eq!(left.len(), workers);
-            assert!(opened.guard.keep());
-            drop(opened.guard);
             opened = open(&world, options(), left);
             assert!(opened.pairs.iter().map(|pair| pair.pool.total()).eq(total), "frames were lost");
             assert_eq!(opened.pairs[0].wan.statistics().received, 0, "counters begin anew");
@@ -165,12 +170,10 @@ fn a_program_that_forwards_by_itself_takes_none() {
     for host in ["lan", "wan"] {
         world.run(host, "ethtool -K e0 gro on");
     }
-    let mut former = open(&world, options(Mode::Driver, 1, 4096), Vec::new());
+    let former = open(&world, options(Mode::Driver, 1, 4096), Vec::new());
     let bridge = Running::start(former.pairs);
     assert_eq!(world.ping(3), 3);
-    let left = leave(bridge.pairs());
-    assert!(former.guard.keep());
-    drop(former.guard);
+    let left = end(former.guard, bridge.pairs());
     let words = pktio::FastPathPlan { way: FastPathWay::Xdp, words: 200, flow_keys: (1, 2), has_front: false };
     let options = Options { fast_path: Some(words), ..options(Mode::Driver, 1, 4096) };
     let mut opened = open(&world, options.clone(), left);
@@ -208,12 +211,10 @@ fn what_the_next_owner_does_not_want_is_closed_and_opened_anew() {
     for (mode, workers, frames_per_port) in
         [(Mode::Driver, 2, 4096), (Mode::Driver, 1, 4096), (Mode::Generic, 2, 4096), (Mode::Driver, 2, 8192)]
     {
-        let mut former = open(&world, options(Mode::Driver, 2, 4096), Vec::new());
+        let former = open(&world, options(Mode::Driver, 2, 4096), Vec::new());
         let bridge = Running::start(former.pairs);
         assert_eq!(world.ping(3), 3);
-        let left = leave(bridge.pairs());
-        assert!(former.guard.keep());
-        drop(former.guard);
+        let left = end(former.guard, bridge.pairs());
         let opened = open(&world, options(mode, workers, frames_per_port), left);
         let bridge = Running::start(opened.pairs);
         assert_eq!(world.ping(3), 3, "{mode:?}, {workers} workers, {frames_per_port} frames");
@@ -226,11 +227,8 @@ fn what_the_next_owner_does_not_want_is_closed_and_opened_anew() {
 fn another_process_s_words_about_other_files_are_not_believed() {
     let world = World::new(Links::default());
     let options = || options(Mode::Driver, 1, 4096);
-    let mut former = open(&world, options(), Vec::new());
-    let pairs = std::mem::take(&mut former.pairs);
-    let true_left = leave(pairs).remove(0);
-    assert!(former.guard.keep());
-    drop(former.guard);
+    let former = open(&world, options(), Vec::new());
+    let true_left = end(former.guard, former.pairs).remove(0);
     // A file that is no memory file in place of the memory.
     let mut descriptors: Vec<OwnedFd> =
         true_left.descriptors().iter().map(|one| one.try_clone_to_owned().unwrap()).collect();
