@@ -26,6 +26,7 @@ pub use claim::{DIRECTORY, FAST_PATH, Holder, Outcome, PROGRAM, Restored, restor
 pub use describe::{DefaultRoute, Described, Description, QueueCounts, Rss, XdpProgram, describe};
 pub use ethtool::{Coalescing, Rings};
 pub(crate) use host::HostPort;
+pub(crate) use interface::FORWARDED_BEYOND_MTU;
 pub use interface::Interface;
 pub use link::{LinkReader, LinkState};
 pub(crate) use program::{Attachment, is_attached_as};

@@ -10,6 +10,10 @@ use crate::error::OpenError;
 /// An Ethernet header and two VLAN tags, in bytes: what a frame has beyond the MTU.
 const BEYOND_MTU: usize = 14 + 2 * 4;
 
+/// An Ethernet header and one VLAN tag, in bytes: what Linux lets a frame have beyond the MTU where it hands it to a device of its own, or
+/// redirects it (`__is_skb_forwardable`, `xdp_ok_fwd_dev`). Longer ones it drops.
+pub(crate) const FORWARDED_BEYOND_MTU: usize = 14 + 4;
+
 /// PCI devices behind which there may be a hypervisor instead of a link: made for one, or what hypervisors emulate.
 const VIRTUAL: [&str; 12] = [
     "8139cp",

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use super::checksum::{add, crc32c, finish, fold};
 use super::headers::{GRE, GRE_CHECKSUM, GRE_SEQUENCE, Layer, MAX_HEADERS, MAX_LAYERS, SCTP, TCP, UDP, word};
+use crate::netdev::FORWARDED_BEYOND_MTU;
 
 /// Bytes of the virtio-net header that `PACKET_VNET_HDR` puts in front of a frame.
 pub(crate) const VNET_HEADER: usize = 10;
@@ -173,14 +174,16 @@ impl Plan {
         is_sound.then_some(Plan { layers, depth, cwr_once, payload, end, size })
     }
 
-    /// Cuts a TCP super-frame into packets of `mtu` bytes, where nothing says which segments the sender meant. `None` when it is another, or
-    /// cannot be cut.
+    /// Cuts a TCP super-frame into packets of `mtu` bytes, where nothing says which segments the sender meant; into shorter ones where
+    /// tags leave no room for that in a frame of this MTU. `None` when it is another, or cannot be cut.
     pub(crate) fn by_mtu(bytes: &[u8], mtu: usize) -> Option<Plan> {
         // A bit of AccECN's counter must be on all segments; CWR of RFC 3168 may be.
         let kind = Kind::Tcp { cwr_once: false };
         let whole = Offload { checksum: None, segmentation: Some((kind, 1)) };
         let plan = Plan::new(bytes, &whole)?;
-        let size = mtu.checked_sub(plan.payload - plan.layers[0].network).filter(|size| *size > 0)?;
+        let network = plan.layers[0].network;
+        let packet = mtu.min((mtu + FORWARDED_BEYOND_MTU).checked_sub(network)?);
+        let size = packet.checked_sub(plan.payload - network).filter(|size| *size > 0)?;
         Plan::new(bytes, &Offload { segmentation: Some((kind, size)), ..whole })
     }
 
@@ -329,6 +332,7 @@ mod tests {
     fn without_a_word_of_the_sender_tcp_is_cut_to_the_mtu() {
         for headers in [
             vec![Ethernet, Header::Tag(0x8100), V4(0), Tcp(3)],
+            vec![Ethernet, Header::Tag(0x88a8), Header::Tag(0x8100), V6, Tcp(3)],
             vec![Ethernet, V6, Udp(true), Vxlan, Ethernet, V4(0), Tcp(3)],
         ] {
             let payload: Vec<u8> = (0..20_000u32).map(|i| (i * 7) as u8).collect();
@@ -345,7 +349,8 @@ mod tests {
             }
             let link =
                 testing::offsets(&headers)[headers.iter().position(|header| matches!(header, V4(_) | V6)).unwrap()];
-            assert_eq!(longest, link + 1500, "{headers:?}");
+            // A tag has room beside the packet, a second one has not.
+            assert_eq!(longest, (link + 1500).min(1518), "{headers:?}");
             assert!(joined == payload, "{headers:?}");
         }
         assert!(Plan::by_mtu(&partial(&[Ethernet, V4(0), Udp(true)], &[1; 5000]), 1500).is_none());

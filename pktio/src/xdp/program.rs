@@ -22,7 +22,7 @@ use super::syns::{self, SynMemory};
 use super::tags::{instruction, prelude};
 use crate::bpf::{self, How};
 use crate::failure::{FailurePlan, OnFailure};
-use crate::netdev::{Attachment, Interface, is_attached_as};
+use crate::netdev::{Attachment, FORWARDED_BEYOND_MTU, Interface, is_attached_as};
 use crate::options::SynPlan;
 use crate::patience::patiently;
 use crate::pins::{KeptFlows, MAP, Pins};
@@ -443,10 +443,7 @@ impl AttachedProgram {
     /// Lets it forward frames as long as the `other` port sends them, if it forwards any.
     pub(crate) fn forward_to(&self, other: &Interface) {
         if let Some(forwarded) = self.loaded.forwarded {
-            // As the kernel checks a frame that is redirected (`xdp_ok_fwd_dev`): with one VLAN tag.
-            const ETHERNET: usize = 14;
-            const TAG: usize = 4;
-            let longest = (other.mtu() + ETHERNET + TAG) as u64;
+            let longest = (other.mtu() + FORWARDED_BEYOND_MTU) as u64;
             let in_pieces = if !self.driver || other.takes_redirected_pieces() { longest } else { 0 };
             forwarded.set_longest(self.loaded.made.is_wan, [longest, in_pieces]);
         }

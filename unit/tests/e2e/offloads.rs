@@ -65,6 +65,10 @@ fn everything_passes(rig: &Rig, mtu: usize, bytes: u64) {
         let risen = end.since(before);
         let wrong = ["UdpInCsumErrors", "Udp6InCsumErrors", "TcpInCsumErrors"].map(|name| risen.get(name));
         assert_eq!(wrong, [0; 3], "a checksum was wrong");
+        // One kind of frame that never arrives is what a transfer survives, and nobody wants.
+        let (sent, again) = (risen.get("TcpOutSegs"), risen.get("TcpRetransSegs"));
+        note!("{again} of {sent} segments were sent again");
+        assert!(again <= 50 + sent / 50, "{again} of {sent} segments were sent again");
     }
 }
 
