@@ -908,7 +908,7 @@ mod tests {
             prop::collection::vec(syn(), 1..8),
             any::<u16>(),
         );
-        let run = TestRunner::new(ProptestConfig::with_cases(1500)).run(
+        let run = TestRunner::new(ProptestConfig::with_cases(2000)).run(
             &strategy,
             |(config, observation, [is_refused, draining, listed], syns, taught)| {
                 let mut engines = [(); 2].map(|()| Proxy::new(&config, &Secrets::new([7; 48]), START));
