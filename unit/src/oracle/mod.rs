@@ -976,6 +976,9 @@ fn judge_offer(segment: &Segment, offer: &Options, said: Option<&Options>) -> Re
     }
 }
 
+/// The hop limit of what a service says by itself.
+const SERVICE_HOPS: u8 = 64;
+
 /// What comes in a host's name and not from it has the hop limit and the class of what that host has sent, or the largest hop limit.
 fn judge_voice(segment: &Segment, peer: &End, ancestor: Option<Ancestor>, is_served: bool) -> Result<(), Complaint> {
     let passed = ancestor.is_some_and(|ancestor| ancestor.source == segment.source && !ancestor.syn || ancestor.forged);
@@ -985,8 +988,9 @@ fn judge_voice(segment: &Segment, peer: &End, ancestor: Option<Ancestor>, is_ser
     let known = |(hops, class): &(u8, u8)| {
         (*hops == segment.hops || segment.hops == u8::MAX) && (any_class || *class == segment.class)
     };
-    // The SYN-ACK of a service is the box's, whichever server is chosen.
-    let is_own = is_served && segment.syn;
+    // The SYN-ACK of a service is the box's, whichever server is chosen. So is what it says to a client whose connection it has forgotten: it
+    // cannot know which server that was.
+    let is_own = is_served && (segment.syn || segment.rst && segment.hops == SERVICE_HOPS);
     if passed || is_own || peer.voices.is_empty() || peer.voices.iter().any(known) {
         return Ok(());
     }
