@@ -1,7 +1,7 @@
 //! What the pages say is tried: every command is run, in a namespace whose interfaces have the names of the pages, with a live box where it
 //! needs one; what a page shows of the output has the shape of what is printed. Configurations pass the check, requests to the control socket get
 //! the reply that the page names. `unit::documents` says how a page tells what a command needs. Commands that build and test this tree are those
-//! of the Makefile and of cargo: that these have them is checked here, and `make test-docs` runs the short ones.
+//! of the Makefile and of cargo: that these have them is checked here.
 //!
 //! ```text
 //!   client namespace             box namespace                   server namespace
