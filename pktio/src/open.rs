@@ -435,7 +435,7 @@ fn open_interfaces(
         way
     });
     if let (Some(FastPathWay::Tc), Some(plan), [lan, wan]) = (way, options.fast_path, interfaces) {
-        let pins = Pins::of([lan, wan]);
+        let pins = pins_of([lan, wan]);
         let attach = |syns| FastPath::attach([lan, wan], plan.words, plan.flow_keys, pins.as_ref(), syns);
         let syns = syn_plan(1, 2, options).zip(options.failure.as_ref()).map(|(plan, failure)| Answering {
             plan,
@@ -480,7 +480,7 @@ fn open_interfaces(
                 if let (Some(program), [lan, wan]) =
                     (guard.programs.first().filter(|program| program.forwards()), interfaces)
                 {
-                    guard.kept_flows = Pins::of([lan, wan]).and_then(|pins| kept(program.keep_flows(pins)));
+                    guard.kept_flows = pins_of([lan, wan]).and_then(|pins| kept(program.keep_flows(pins)));
                 }
                 sets
             }
@@ -536,6 +536,15 @@ fn open_interfaces(
         info!("{note}");
     }
     Ok((sets, spread, guard))
+}
+
+/// Where what outlives the process is pinned, if it can be.
+fn pins_of(ports: [&Interface; 2]) -> Option<Pins> {
+    Pins::of(ports)
+        .inspect_err(|reason| {
+            info!("connections that the kernel forwards by itself do not outlive the process: {reason}")
+        })
+        .ok()
 }
 
 /// What outlives the process, if anything does.

@@ -15,7 +15,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use aya::Ebpf;
 use aya::maps::{Map, MapData};
 use aya::programs::links::{FdLink, PinnedLink};
-use tracing::debug;
 
 use crate::mapping::Mapping;
 use crate::netdev::Interface;
@@ -23,6 +22,9 @@ use crate::xdp::BUCKET;
 
 /// Where the file system is usually mounted.
 const USUAL: &str = "/sys/fs/bpf";
+
+/// The directory of ours in it.
+const NAME: &str = "synproxy";
 
 /// The file of the map of entries, and the name of the map in the programs.
 const FLOWS: &str = "flows";
@@ -35,16 +37,17 @@ pub(crate) struct Pins {
 }
 
 impl Pins {
-    /// The directory of these ports; `None` where there can be none.
-    pub(crate) fn of([lan, wan]: [&Interface; 2]) -> Option<Pins> {
-        let namespace = fs::metadata("/proc/thread-self/ns/net").ok()?.ino();
-        let directory = root()?.join(format!("{namespace}-{}-{}", lan.index(), wan.index()));
-        fs::create_dir_all(&directory)
-            .inspect_err(|error| {
-                debug!("no entry of the fast path outlives the process: {}: {error}", directory.display())
-            })
-            .ok()?;
-        Some(Pins { directory })
+    /// The directory of these ports.
+    ///
+    /// # Errors
+    ///
+    /// Why there can be none, in words.
+    pub(crate) fn of([lan, wan]: [&Interface; 2]) -> Result<Pins, String> {
+        let namespace = fs::metadata("/proc/thread-self/ns/net").map_err(|error| error.to_string())?.ino();
+        let root = root().ok_or("no file system of BPF is mounted")?;
+        let directory = root.join(format!("{namespace}-{}-{}", lan.index(), wan.index()));
+        fs::create_dir_all(&directory).map_err(|error| format!("{}: {error}", directory.display()))?;
+        Ok(Pins { directory })
     }
 
     /// The words of the entries that a former process has left; they stay mapped until this one ends.
@@ -176,18 +179,23 @@ impl Drop for KeptFlows {
     }
 }
 
-/// Where the directories lie: in the file system of BPF, at its usual place or wherever else it is mounted.
+/// Where the directories lie: in the file system of BPF, at its usual place or wherever else it is mounted. A process that may see nothing else of it has
+/// that directory as a mount of its own.
 fn root() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap_or_default();
+    root_among(&mounts)
+}
+
+fn root_among(mounts: &str) -> Option<PathBuf> {
     let places = mounts.lines().filter_map(|line| {
         let mut fields = line.split(' ').skip(1);
         fields.next().filter(|_| fields.next() == Some("bpf"))
     });
-    let place = places.min_by_key(|place| *place != USUAL);
-    if place.is_none() {
-        debug!("no entry of the fast path outlives the process: no file system of BPF is mounted");
-    }
-    Some(Path::new(place?).join("synproxy"))
+    let roots = places.map(|place| match Path::new(place) {
+        own if own.ends_with(NAME) => own.to_path_buf(),
+        whole => whole.join(NAME),
+    });
+    roots.min_by_key(|root| root.parent() != Some(Path::new(USUAL)))
 }
 
 /// The directories of pairs of ports of which the interface with this index is one.
@@ -225,4 +233,22 @@ fn files(directory: &Path) -> impl Iterator<Item = PathBuf> {
 fn remove(directory: &Path) {
     files(directory).for_each(|path| drop(fs::remove_file(path)));
     let _ = fs::remove_dir(directory);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_directory_lies_in_the_file_system_or_is_all_that_is_seen_of_it() {
+        let at = |mounts| root_among(mounts).map(|root| root.display().to_string());
+        let usual = "sysfs /sys sysfs rw 0 0\nbpf /sys/fs/bpf bpf rw,nosuid,mode=700 0 0\n";
+        assert_eq!(at(usual).as_deref(), Some("/sys/fs/bpf/synproxy"));
+        let alone = "tmpfs /sys/fs/bpf tmpfs ro 0 0\nbpf /sys/fs/bpf/synproxy bpf rw,nosuid,mode=700 0 0\n";
+        assert_eq!(at(alone).as_deref(), Some("/sys/fs/bpf/synproxy"));
+        assert_eq!(at("none /mnt/bpf bpf rw 0 0\n").as_deref(), Some("/mnt/bpf/synproxy"));
+        let both = format!("none /mnt/bpf bpf rw 0 0\n{usual}");
+        assert_eq!(at(&both).as_deref(), Some("/sys/fs/bpf/synproxy"));
+        assert_eq!(at("sysfs /sys sysfs rw 0 0\n"), None);
+    }
 }

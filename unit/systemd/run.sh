@@ -78,7 +78,8 @@ mount -t proc proc proc
 mount --bind proc/sys proc/sys && mount -o remount,bind,ro proc/sys
 mount -t sysfs sysfs sys
 mount -t cgroup2 cgroup2 sys/fs/cgroup
-mount -t bpf bpf sys/fs/bpf
+# As systemd mounts it: for root alone.
+mount -t bpf -o nosuid,nodev,noexec,mode=700 bpf sys/fs/bpf
 mount -t tmpfs -o mode=755 tmpfs dev
 for device in null:1:3 zero:1:5 full:1:7 random:1:8 urandom:1:9 tty:5:0; do
     IFS=: read -r node major minor <<<"$device"
@@ -213,9 +214,26 @@ inside bash -c "kill -KILL $(property MainPID)"
 once_more() { [ "$(property NRestarts)" -gt "$restarts" ] && [ "$(property ActiveState)" = active ]; }
 until_it once_more
 says killed
-exec 4>&-
 inside journalctl --no-pager -u synproxy@edge | grep 'taking over the state' | grep -i descriptor >/dev/null || fail "the state was not in the descriptor store"
 check "connections outlive a restart and a kill in the descriptor store"
+
+# What the kernel forwards by itself goes on beside that, in the box's own part of the BPF file system.
+echo 'synproxyconf = { mode = cache; state_dir = "descriptors"; fast_path = tc; };' >"$root/etc/synproxy/edge.conf"
+inside systemctl restart synproxy@edge
+says "in the kernel"
+handed_down() { inside synctl --socket /run/synproxy/edge.sock stats --json | grep -E '"handed-down": ?[1-9]' >/dev/null; }
+until_it handed_down
+owner=$(inside stat -c %U /sys/fs/bpf/synproxy)
+[ "$owner" = synproxy ] || fail "its part of the BPF file system is $owner's"
+pinned() { inside sh -c 'test -e /sys/fs/bpf/synproxy/*/flows'; }
+pinned || fail "nothing of the connections is pinned"
+restarts=$(property NRestarts)
+inside systemctl kill --signal=KILL synproxy@edge
+says "without a process"
+until_it once_more
+says "and with the next one"
+exec 4>&-
+check "what the kernel forwards by itself outlives the process"
 
 main=$(property MainPID)
 change -i /packages/second.deb

@@ -230,7 +230,7 @@ impl LoadedMaps {
         // Without descriptors the library takes the kernel for an old one, and asks for maps in ways that are invalid.
         let former = failure.filter(|plan| is_first && plan.forward_words > 0).and_then(|plan| {
             let ports = if is_wan { [other, interface] } else { [interface, other] };
-            Pins::of(ports)?.former_map(number(plan.forward_words * 8 / forward::BUCKET))
+            Pins::of(ports).ok()?.former_map(number(plan.forward_words * 8 / forward::BUCKET))
         });
         let own = match (is_first, former) {
             (false, _) => OwnMaps::None,
