@@ -177,7 +177,7 @@ pub enum Refused {
     Future,
     /// Tables of its layout cannot be read.
     #[error(
-        "its tables have layout {found:#x}, written by version {build}, and this version reads {own:#x} and the one before"
+        "its tables have layout {found:#x}, written by version {build}, which this version ({own:#x}) does not read"
     )]
     Layout {
         /// Its layout.
@@ -258,15 +258,19 @@ impl Header {
         if age / 1_000_000 > keep {
             return Err(Refused::Old { age: age / 1_000_000, keep });
         }
-        let (found, own) = (self.layout(), tcpstate::Memory::LAYOUT);
-        if !tcpstate::Remains::can_read(tcpstate::Memory::record_layout(found)) {
-            return Err(Refused::Layout { found, own, build: self.build() });
+        if !tcpstate::Remains::can_read(tcpstate::Memory::record_layout(self.layout())) {
+            return Err(self.refused_layout());
         }
         if self.get(AT_ATTEMPTS) >= ATTEMPTS {
             return Err(Refused::Attempts(ATTEMPTS));
         }
         let (_, kept) = self.kept().ok_or(Refused::Damaged)?;
         Ok((kept, generation, age))
+    }
+
+    /// The refusal of tables whose layout cannot be read.
+    pub fn refused_layout(&self) -> Refused {
+        Refused::Layout { found: self.layout(), own: tcpstate::Memory::LAYOUT, build: self.build() }
     }
 
     /// The version of the regions' layout.

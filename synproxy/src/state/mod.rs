@@ -199,6 +199,10 @@ impl State {
                 break;
             }
         }
+        // One that cannot be read would be left out without a word.
+        if former.iter_mut().any(|tables| tables.remains(found.layout).is_none()) {
+            return Err(self.header.refused_layout());
+        }
         self.header.attempt();
         // What a process that was killed at an import has left behind.
         self.store.sweep(|name| tables::generation_of(name).is_some_and(|generation| generation != found.generation));
@@ -226,10 +230,10 @@ impl State {
         found: &Found,
         wanted: &Wanted<'_>,
     ) -> Result<(Vec<Memory>, Takeover), RegionError> {
-        let others: Vec<_> = match found.layout == Memory::LAYOUT {
-            true => former.iter_mut().map(Tables::copies).collect(),
-            false => Vec::new(),
-        };
+        let others: Vec<_> = former.iter_mut().map(|tables| tables.copies(found.layout)).collect();
+        if found.layout != Memory::LAYOUT {
+            info!("another version wrote it: what has another layout than its connections begins anew");
+        }
         let remains: Vec<Remains<'_>> = former.iter_mut().filter_map(|tables| tables.remains(found.layout)).collect();
         let generation = found.generation.wrapping_add(1).max(1);
         let new = self.create(generation, wanted)?;
@@ -238,8 +242,7 @@ impl State {
             let is_mine = |key: &tcpstate::wire::FlowKey, hash| {
                 wanted.strategy.map_or(0, |strategy| strategy.owner(key, hash, wanted.workers)) == worker
             };
-            let others = (!others.is_empty()).then(|| &others[worker % others.len()]);
-            tables.import(wanted.share, secrets, &remains, others, is_mine)
+            tables.import(wanted.share, secrets, &remains, &others[worker % others.len()], is_mine)
         };
         let results: Vec<_> = thread::scope(|scope| {
             let threads: Vec<_> = new.into_iter().enumerate().map(|work| scope.spawn(|| import(work))).collect();

@@ -121,12 +121,19 @@ impl Tables {
         Ok(Self { region, place, shape })
     }
 
-    /// The flow records, of this layout, to be read; `None` if they are not as large as they should be.
+    /// The flow records, of this layout, to be read; `None` if they cannot be, or are not as large as they should be.
     pub fn remains(&mut self, layout: u64) -> Option<Remains<'_>> {
-        let (flows, place) = (self.shape.flows, self.shape.place(0));
+        let (flows, place, version) = (self.shape.flows, self.shape.place(0), Memory::record_layout(layout));
         // Its size says whether flows could have a second key.
-        let redirects = self.shape.words[0] > Slab::words(flows, false);
-        Remains::of(self.region.words().get(place)?, Memory::record_layout(layout), flows, redirects)
+        let has_size = |redirects| Remains::words(version, flows, redirects) == Some(self.shape.words[0]);
+        let redirects = if has_size(false) {
+            false
+        } else if has_size(true) && Memory::same_regions(layout)[GATHERED] {
+            true
+        } else {
+            return None;
+        };
+        Remains::of(self.region.words().get(place)?, version, flows, redirects)
     }
 
     /// A copy of a region's words.
@@ -203,14 +210,12 @@ impl Tables {
         config: &Config,
         secrets: &Secrets,
         remains: &[Remains<'_>],
-        others: Option<&[Vec<u64>; REGIONS]>,
+        others: &[Vec<u64>; REGIONS],
         is_mine: impl Fn(&tcpstate::wire::FlowKey, u64) -> bool,
     ) -> Result<((Memory, RegionLock), Adopted), RegionError> {
         let mut is_used = [false; REGIONS];
-        if let Some(others) = others {
-            for (n, other) in others.iter().enumerate().take(GATHERED).skip(1) {
-                is_used[n] = !other.is_empty() && self.fill(n, other);
-            }
+        for (n, other) in others.iter().enumerate().take(GATHERED).skip(1) {
+            is_used[n] = !other.is_empty() && self.fill(n, other);
         }
         let mut adopted = Adopted::default();
         let memory = self.into_memory(config, is_used, |slab| {
@@ -227,9 +232,10 @@ impl Tables {
         place.len() == words.len() && self.region.fill(place.start, words)
     }
 
-    /// Copies of all regions but the flow records.
-    pub fn copies(&mut self) -> [Vec<u64>; REGIONS] {
-        std::array::from_fn(|n| if n == 0 { Vec::new() } else { self.region(n).to_vec() })
+    /// Copies of all regions but the flow records, as far as those of this layout are the present ones; the others are empty.
+    pub fn copies(&mut self, layout: u64) -> [Vec<u64>; REGIONS] {
+        let same = Memory::same_regions(layout);
+        std::array::from_fn(|n| if n == 0 || !same[n] { Vec::new() } else { self.region(n).to_vec() })
     }
 }
 
@@ -296,6 +302,33 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_another_version_wrote_is_read_as_far_as_it_is_the_same() {
+        let services = Config { service_buffers: 4, ..config() };
+        let tables = |config: &Config| {
+            let shape = Shape::of(config);
+            Tables::begin(Region::anonymous(shape.total().unwrap()).unwrap(), PLACE, shape)
+        };
+        assert!(services.has_redirects() && !config().has_redirects());
+        let second_keys = Memory::LAYOUT ^ 1 << 60;
+        for (config, layout, is_read) in [
+            (&config(), Memory::LAYOUT, true),
+            (&services, Memory::LAYOUT, true),
+            (&config(), second_keys, true),
+            (&services, second_keys, false),
+            (&config(), Memory::LAYOUT + (1 << 32), false),
+        ] {
+            assert_eq!(tables(config).remains(layout).is_some(), is_read, "{layout:x}");
+        }
+        // A slab of neither size.
+        let mut odd = tables(&config());
+        odd.shape.words[0] -= 1;
+        assert!(odd.remains(Memory::LAYOUT).is_none());
+        // Another layout of the limits, and all but them are there.
+        let is_copied = tables(&config()).copies(Memory::LAYOUT ^ 1 << 8).map(|copy| !copy.is_empty());
+        assert_eq!(is_copied, [false, true, true, false, true, true, true, false]);
+    }
+
     /// Whatever is in a file, it is read, and flows move from it, without harm.
     #[test]
     fn any_file_is_survived() {
@@ -318,12 +351,12 @@ mod tests {
             }
             let end = catch_unwind(AssertUnwindSafe(|| {
                 let Ok(mut tables) = Tables::read(region(&words), "x") else { return };
-                let copies = tables.copies();
+                let copies = tables.copies(Memory::LAYOUT);
                 let Some(remains) = tables.remains(Memory::LAYOUT) else { return };
                 let shape = Shape::of(&config);
                 let new = Tables::begin(Region::anonymous(shape.total().unwrap()).unwrap(), PLACE, shape);
                 let secrets = Secrets::new([1; 48]);
-                new.import(&config, &secrets, &[remains], Some(&copies), |_, _| true).unwrap();
+                new.import(&config, &secrets, &[remains], &copies, |_, _| true).unwrap();
             }));
             assert!(end.is_ok(), "file {n}");
         }

@@ -39,22 +39,49 @@ pub struct Memory {
     pub gathered: GatheredSlab,
 }
 
+/// Where in a [`Memory::LAYOUT`] the version of each region stands, in the order of [`Memory::same_regions`], and behind them that of the quotas: the lowest
+/// bit, and how many there are.
+const LAYOUT_BITS: [(u32, u32); 9] = [(32, 16), (48, 8), (0, 8), (8, 8), (16, 8), (24, 4), (28, 4), (60, 4), (56, 4)];
+
 impl Memory {
     /// The version of the layouts of all regions together: it changes when that of one does. Memory of another version must not be
     /// handed in.
-    pub const LAYOUT: u64 = (crate::RECORD_LAYOUT as u64) << 32
-        | RecentSyns::LAYOUT
-        | Limiter::LAYOUT << 8
-        | Sightings::LAYOUT << 16
-        | RefusedPorts::LAYOUT << 24
-        | ProvedSources::LAYOUT << 28
-        | Quotas::LAYOUT << 56
-        | ServerSlab::LAYOUT << 48
-        | (Redirect::LAYOUT + GatheredSlab::LAYOUT - 1) << 60;
+    pub const LAYOUT: u64 = {
+        let versions = [
+            crate::RECORD_LAYOUT as u64,
+            ServerSlab::LAYOUT,
+            RecentSyns::LAYOUT,
+            Limiter::LAYOUT,
+            Sightings::LAYOUT,
+            RefusedPorts::LAYOUT,
+            ProvedSources::LAYOUT,
+            // A version rises, so that equal sums are of equal versions.
+            Redirect::LAYOUT + GatheredSlab::LAYOUT - 1,
+            Quotas::LAYOUT,
+        ];
+        let (mut layout, mut n) = (0, 0);
+        while n < versions.len() {
+            let (from, bits) = LAYOUT_BITS[n];
+            assert!(versions[n] < 1 << bits, "a version needs more bits");
+            layout |= versions[n] << from;
+            n += 1;
+        }
+        layout
+    };
 
     /// The version of the flow table's records in a [`Memory::LAYOUT`], which [`Remains`](crate::Remains) may be able to read though the others differ.
     pub const fn record_layout(layout: u64) -> u32 {
-        (layout >> 32) as u32 & 0xffff
+        let (from, bits) = LAYOUT_BITS[0];
+        (layout >> from) as u32 & ((1 << bits) - 1)
+    }
+
+    /// Which regions are the same in a memory of this [`Memory::LAYOUT`] as in the present one: the slab, the servers, the recent SYNs, the limits, the refused
+    /// SYNs, the refused ports, the proved sources, and the first bytes with the second keys of flows beside the slab.
+    pub fn same_regions(layout: u64) -> [bool; 8] {
+        std::array::from_fn(|n| {
+            let (from, bits) = LAYOUT_BITS[n];
+            (layout ^ Self::LAYOUT) >> from & ((1 << bits) - 1) == 0
+        })
     }
 
     /// Memory of this process alone, all zero, of the sizes this configuration needs.

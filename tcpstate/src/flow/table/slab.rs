@@ -301,6 +301,13 @@ impl<'a> Remains<'a> {
         Self::layout(version).is_some()
     }
 
+    /// 64-bit words of a slab for `capacity` flows whose records have this version, as [`Slab::words`]; `None` if the version cannot be read, or for too many.
+    pub fn words(version: u32, capacity: usize, redirects: bool) -> Option<usize> {
+        let records = capacity.checked_add(1)?.checked_mul(Self::layout(version)?.bytes)?;
+        let rest = Slab::words(capacity, redirects) - ((capacity + 1) * size_of::<Flow>()).div_ceil(8);
+        records.div_ceil(8).checked_add(rest)
+    }
+
     fn layout(version: u32) -> Option<Layout> {
         [Some(PRESENT), FORMER].into_iter().flatten().find(|layout| layout.version == version)
     }
