@@ -72,7 +72,8 @@ impl LeftSockets {
     /// to the next process. `pool` has all frames back that are in no ring.
     pub fn of(lan: &mut dyn Port, wan: &mut dyn Port, pool: &mut Pool) -> Option<LeftSockets> {
         let mut sockets = Vec::new();
-        if !lan.leave(pool, &mut sockets) || !wan.leave(pool, &mut sockets) {
+        let (lan, wan_can) = (lan.handover()?, wan.handover()?);
+        if !lan.leave(pool, &mut sockets) || !wan_can.leave(pool, &mut sockets) {
             return None;
         }
         let queue = wan.capabilities().queue;

@@ -69,7 +69,7 @@ pub use options::{FastPathPlan, FastPathWay, Mode, Options, SynPlan};
 pub use packet::{Answering, FastPath};
 pub use peer::peer_groups;
 pub use pool::Pool;
-pub use port::{Capabilities, Pair, Port, PortStatistics, RingStatistics};
+pub use port::{Capabilities, Handover, KernelForwarding, Pair, Port, PortStatistics, RingStatistics};
 pub use prepare::{Preparation, prepare};
 pub use shed::{ShedFilter, ShedLevel, ShedSample};
 pub use wait::{PortWatch, wait, wait_or_wake};

@@ -9,7 +9,7 @@ use crate::failure::FailureSwitch;
 use crate::frame::Batch;
 use crate::left::LeftSocket;
 use crate::pool::Pool;
-use crate::port::{Capabilities, Port, PortStatistics};
+use crate::port::{Capabilities, Handover, Port, PortStatistics};
 use crate::shed::{ShedFilter, ShedLevel};
 use std::os::fd::RawFd;
 
@@ -110,12 +110,8 @@ impl Port for Members {
         if self.ports.iter_mut().all(|port| port.shed_filter().is_some()) { Some(self) } else { None }
     }
 
-    fn is_exclusive(&self) -> bool {
-        self.ports.iter().any(|port| port.is_exclusive())
-    }
-
-    fn leave(&mut self, pool: &mut Pool, sockets: &mut Vec<LeftSocket>) -> bool {
-        self.ports.iter_mut().all(|port| port.leave(pool, sockets))
+    fn handover(&mut self) -> Option<&mut dyn Handover> {
+        if self.ports.iter_mut().all(|port| port.handover().is_some()) { Some(self) } else { None }
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -123,6 +119,7 @@ impl Port for Members {
         let mut one = self.ports[0].capabilities();
         one.zero_copy = all().all(|other| other.zero_copy);
         one.driver_mode = all().all(|other| other.driver_mode);
+        one.exclusive = all().any(|other| other.exclusive);
         one.multi_buffer = all().any(|other| other.multi_buffer);
         one.max_frame = all().map(|other| other.max_frame).min().unwrap_or(0);
         one
@@ -130,6 +127,12 @@ impl Port for Members {
 
     fn statistics(&self) -> PortStatistics {
         self.ports.iter().map(|port| port.statistics()).sum()
+    }
+}
+
+impl Handover for Members {
+    fn leave(&mut self, pool: &mut Pool, sockets: &mut Vec<LeftSocket>) -> bool {
+        self.ports.iter_mut().all(|port| port.handover().is_some_and(|port| port.leave(pool, sockets)))
     }
 }
 

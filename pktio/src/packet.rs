@@ -25,12 +25,13 @@ use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use crate::failure::FailureSwitch;
 use crate::frame::{Batch, Frame};
 use crate::offload::{self, MAX_HEADERS, Offload, Plan, SUPER_FRAME, VNET_HEADER};
 use crate::pool::{Pool, Refused};
-use crate::port::{Capabilities, Port, PortStatistics};
+use crate::port::{Capabilities, KernelForwarding, Port, PortStatistics};
 pub use fast_path::{Answering, FastPath};
 use ring::{Ring, Slot, TPACKET_V2};
 use socket::{Device, Membership};
@@ -483,6 +484,38 @@ impl Port for PacketPort {
         self.send_queued(pool);
     }
 
+    fn kernel_forwarding(&mut self) -> Option<&mut dyn KernelForwarding> {
+        if self.former_sender.is_some() { Some(self) } else { None }
+    }
+
+    fn poll_fd(&self) -> Option<RawFd> {
+        Some(self.receiver.as_raw_fd())
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            backend: "packet",
+            multi_buffer: true,
+            max_frame: self.max_frame,
+            queue: self.index,
+            // Each socket gets all frames; but beside a fast path its filter decides what becomes of them.
+            exclusive: self.former_sender.is_some(),
+            ..Capabilities::default()
+        }
+    }
+
+    fn statistics(&self) -> PortStatistics {
+        let mut kernel = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
+        if socket::get(&self.receiver, libc::SOL_PACKET, libc::PACKET_STATISTICS, &mut kernel).is_ok() {
+            self.ring_drops.set(self.ring_drops.get() + u64::from(kernel.tp_drops));
+        }
+        let [forwarded, forwarded_bytes, _] =
+            self.forwarded.map_or([0; 3], |counts| counts.map(|n| n.load(Ordering::Relaxed)));
+        PortStatistics { receive_full: self.ring_drops.get(), forwarded, forwarded_bytes, ..self.statistics }
+    }
+}
+
+impl KernelForwarding for PacketPort {
     fn watch_leaving(&mut self) -> bool {
         match &mut self.former_sender {
             Some(former) if self.queue.is_empty() => {
@@ -501,41 +534,17 @@ impl Port for PacketPort {
 
     fn is_drained(&self) -> bool {
         // The kernel decides about a frame and fills its slot in one go.
-        self.former_sender.is_some() && self.cutting.is_none() && self.ring.current().is_none()
+        self.cutting.is_none() && self.ring.current().is_none()
     }
 
-    fn let_forward(&mut self, may: bool) {
+    fn allow(&mut self, may: bool) {
         if let Some([_, _, stopped]) = self.forwarded {
             stopped.store(u64::from(!may), Ordering::Relaxed);
         }
     }
 
-    fn poll_fd(&self) -> Option<RawFd> {
-        Some(self.receiver.as_raw_fd())
-    }
-
-    /// Each socket gets all frames; but beside a fast path its filter decides what becomes of them.
-    fn is_exclusive(&self) -> bool {
-        self.former_sender.is_some()
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            backend: "packet",
-            multi_buffer: true,
-            max_frame: self.max_frame,
-            queue: self.index,
-            ..Capabilities::default()
-        }
-    }
-
-    fn statistics(&self) -> PortStatistics {
-        let mut kernel = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
-        if socket::get(&self.receiver, libc::SOL_PACKET, libc::PACKET_STATISTICS, &mut kernel).is_ok() {
-            self.ring_drops.set(self.ring_drops.get() + u64::from(kernel.tp_drops));
-        }
-        let [forwarded, forwarded_bytes, _] =
-            self.forwarded.map_or([0; 3], |counts| counts.map(|n| n.load(Ordering::Relaxed)));
-        PortStatistics { receive_full: self.ring_drops.get(), forwarded, forwarded_bytes, ..self.statistics }
+    fn leaves_within(&self) -> Option<Duration> {
+        // Both go through the queue of the device.
+        None
     }
 }

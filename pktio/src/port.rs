@@ -20,8 +20,8 @@ pub(crate) type Ports = (Vec<Box<dyn Port>>, Pool);
 /// A port never blocks without bound and never allocates per frame. The pool passed in is always the one the port was
 /// opened with; ports panic on frames of another pool.
 ///
-/// What only some ports can do is a trait of its own, which a port may offer: [`shed_filter`](Port::shed_filter) and
-/// [`failure_switch`](Port::failure_switch).
+/// What only some ports can do is a trait of its own, which a port may offer: [`shed_filter`](Port::shed_filter),
+/// [`failure_switch`](Port::failure_switch), [`kernel_forwarding`](Port::kernel_forwarding) and [`handover`](Port::handover).
 pub trait Port: Send {
     /// Appends up to `max` received frames to `batch` and returns how many.
     ///
@@ -56,35 +56,6 @@ pub trait Port: Send {
         false
     }
 
-    /// Watches from now on when all frames given to it so far have left: [`has_left`](Port::has_left) says so. Returns false if it cannot, because
-    /// the kernel has not taken some of them yet. Not to be called again until they have left. Only ports beside a
-    /// [`FastPath`](crate::FastPath) can.
-    fn watch_leaving(&mut self) -> bool {
-        false
-    }
-
-    /// Whether the frames that are watched have left: the device has sent them, at the other end of a veth the receiver has taken them, or they were
-    /// dropped.
-    fn has_left(&self) -> bool {
-        false
-    }
-
-    /// Whether all frames that have come until now, and were to come to this port, have been [received](Port::receive): none lies in a ring or in the hands
-    /// of the kernel. A port that cannot tell says no. Only ports beside a [`FastPath`](crate::FastPath), or beside a program that forwards, can.
-    fn is_drained(&self) -> bool {
-        false
-    }
-
-    /// If what the kernel forwards by itself, out of this port, waits in other queues than what the port is given to send: within which time it has left. One
-    /// may overtake the other there. `None`: both wait in the same queue, or the kernel forwards nothing.
-    fn forwarded_leaves_within(&self) -> Option<Duration> {
-        None
-    }
-
-    /// Whether the kernel may forward frames from this port to the other one by itself ([`FastPath`](crate::FastPath)). At first it may. Where it may not, all
-    /// of them come to the port.
-    fn let_forward(&mut self, _may: bool) {}
-
     /// The port's filter for load shedding; `None` when it has none, and the worker has to filter what it receives.
     fn shed_filter(&mut self) -> Option<&mut dyn ShedFilter> {
         None
@@ -100,14 +71,14 @@ pub trait Port: Send {
         0
     }
 
-    /// Whether another process can only have such a port when this one is closed. A port that is not so may be closed at leisure.
-    fn is_exclusive(&self) -> bool {
-        true
+    /// What the port tells of frames that the kernel forwards past it; `None` where the kernel forwards nothing.
+    fn kernel_forwarding(&mut self) -> Option<&mut dyn KernelForwarding> {
+        None
     }
 
-    /// Leaves its sockets to another process: adds them to `sockets`. Returns false if it cannot. It is not to be used any more then.
-    fn leave(&mut self, _pool: &mut Pool, _sockets: &mut Vec<LeftSocket>) -> bool {
-        false
+    /// How the port leaves its sockets to another process; `None` where it cannot.
+    fn handover(&mut self) -> Option<&mut dyn Handover> {
+        None
     }
 
     /// What the port can do; it does not change while the port is open.
@@ -146,26 +117,6 @@ impl<P: Port + ?Sized> Port for Box<P> {
         (**self).is_backlogged()
     }
 
-    fn watch_leaving(&mut self) -> bool {
-        (**self).watch_leaving()
-    }
-
-    fn has_left(&self) -> bool {
-        (**self).has_left()
-    }
-
-    fn is_drained(&self) -> bool {
-        (**self).is_drained()
-    }
-
-    fn forwarded_leaves_within(&self) -> Option<Duration> {
-        (**self).forwarded_leaves_within()
-    }
-
-    fn let_forward(&mut self, may: bool) {
-        (**self).let_forward(may);
-    }
-
     fn shed_filter(&mut self) -> Option<&mut dyn ShedFilter> {
         (**self).shed_filter()
     }
@@ -178,12 +129,12 @@ impl<P: Port + ?Sized> Port for Box<P> {
         (**self).completed()
     }
 
-    fn is_exclusive(&self) -> bool {
-        (**self).is_exclusive()
+    fn kernel_forwarding(&mut self) -> Option<&mut dyn KernelForwarding> {
+        (**self).kernel_forwarding()
     }
 
-    fn leave(&mut self, pool: &mut Pool, sockets: &mut Vec<LeftSocket>) -> bool {
-        (**self).leave(pool, sockets)
+    fn handover(&mut self) -> Option<&mut dyn Handover> {
+        (**self).handover()
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -193,6 +144,34 @@ impl<P: Port + ?Sized> Port for Box<P> {
     fn statistics(&self) -> PortStatistics {
         (**self).statistics()
     }
+}
+
+/// What a port tells, and is told, of frames that the kernel forwards by itself: beside a [`FastPath`](crate::FastPath), or a program that forwards.
+pub trait KernelForwarding {
+    /// Watches from now on when all frames given to the port so far have left: [`has_left`](KernelForwarding::has_left) says so. Returns false if it cannot,
+    /// because the kernel has not taken some of them yet. Not to be called again until they have left.
+    fn watch_leaving(&mut self) -> bool;
+
+    /// Whether the frames that are watched have left: the device has sent them, at the other end of a veth the receiver has taken them, or they were
+    /// dropped.
+    fn has_left(&self) -> bool;
+
+    /// Whether all frames that have come until now, and were to come to this port, have been [received](Port::receive): none lies in a ring or in the hands
+    /// of the kernel. A port that cannot tell says no.
+    fn is_drained(&self) -> bool;
+
+    /// If what the kernel forwards by itself, out of this port, waits in other queues than what the port is given to send: within which time it has left. One
+    /// may overtake the other there. `None`: both wait in the same queue.
+    fn leaves_within(&self) -> Option<Duration>;
+
+    /// Whether the kernel may forward frames from this port to the other one. At first it may. Where it may not, all of them come to the port.
+    fn allow(&mut self, may: bool);
+}
+
+/// How a port leaves its sockets to another process, open and bound.
+pub trait Handover {
+    /// Adds the port's sockets to `sockets`. Returns false if it cannot leave them. The port is not to be used any more, except to be closed.
+    fn leave(&mut self, pool: &mut Pool, sockets: &mut Vec<LeftSocket>) -> bool;
 }
 
 /// What a port can do.
@@ -212,6 +191,8 @@ pub struct Capabilities {
     pub max_frame: usize,
     /// The interface's receive queue this port serves.
     pub queue: u32,
+    /// Another process can only have such a port when this one is closed. A port that is not so may be closed at leisure.
+    pub exclusive: bool,
 }
 
 impl Default for Capabilities {
@@ -224,6 +205,7 @@ impl Default for Capabilities {
             multi_buffer: false,
             max_frame: 1518,
             queue: 0,
+            exclusive: true,
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::frame::{Batch, Frame, HEADROOM};
 use crate::left::{Bound, LeftSocket, monotonic};
 use crate::offload::{Completer, SUPER_FRAME};
 use crate::pool::{Pool, Refused};
-use crate::port::{Capabilities, Port, PortStatistics, RingStatistics};
+use crate::port::{Capabilities, Handover, KernelForwarding, Port, PortStatistics, RingStatistics};
 use crate::shed::ShedFilter;
 
 /// Entries taken out of a ring, or put into it, at once.
@@ -547,59 +547,13 @@ impl Port for XdpPort {
         self.completed
     }
 
-    fn watch_leaving(&mut self) -> bool {
-        self.forwarded.as_mut().is_some_and(|(_, leaving)| leaving.watch())
+    fn kernel_forwarding(&mut self) -> Option<&mut dyn KernelForwarding> {
+        if self.forwarded.is_some() { Some(self) } else { None }
     }
 
-    fn is_drained(&self) -> bool {
-        let Some(switch) = self.failure.as_ref().filter(|_| self.forwarded.is_some()) else { return false };
-        // What came in, read behind what was taken and missed: no less than these, and the same only if nothing is between.
-        let is_all = || self.taken + self.missed.get() == switch.given();
-        is_all() || {
-            let Ok(kernel) = kernel_statistics(self.fd) else { return false };
-            let missed = kernel.rx_dropped + kernel.rx_ring_full;
-            missed != self.missed.replace(missed) && is_all()
-        }
-    }
-
-    fn forwarded_leaves_within(&self) -> Option<Duration> {
-        self.forwarded.as_ref().map(|_| self.leaves_within)
-    }
-
-    fn let_forward(&mut self, may: bool) {
-        if let Some((forwarded, _)) = &mut self.forwarded {
-            forwarded.allow(may);
-        }
-    }
-
-    fn has_left(&self) -> bool {
-        self.forwarded.as_ref().is_some_and(|(_, leaving)| leaving.has_left())
-    }
-
-    fn leave(&mut self, pool: &mut Pool, sockets: &mut Vec<LeftSocket>) -> bool {
-        // Which frames the program has given to the socket, only the process knows that has counted those it has taken.
-        if self.forwarded.is_some() {
-            return false;
-        }
-        // In this order: whatever has come since is younger than this time.
-        let looked_at = self.failure.as_ref().is_some_and(XdpFailureSwitch::is_watched).then(monotonic);
-        if let Some(switch) = &mut self.failure {
-            switch.looked();
-            if switch.has_failed() {
-                self.drop_stale(pool);
-            }
-        }
-        self.reap(pool);
-        while self.discarding && self.read(1, &mut Batch::new(), pool) > 0 {}
-        let Ok(socket) = self.rings.socket.try_clone() else { return false };
-        // Who follows could not map them before Linux 6.4.
-        if socket.try_clone().and_then(|socket| Rings::of_left(socket, self.rings.sizes)).is_err() {
-            return false;
-        }
-        let Sizes { frames: ring, buffers } = self.rings.sizes;
-        let (interface, bound, filled, in_flight) = (self.interface, self.bound, self.filled, self.in_flight);
-        sockets.push(LeftSocket { socket, interface, bound, filled, in_flight, ring, buffers, looked_at });
-        true
+    fn handover(&mut self) -> Option<&mut dyn Handover> {
+        // Which frames a program that forwards has given to the socket, only the process knows that has counted those it has taken.
+        if self.forwarded.is_some() { None } else { Some(self) }
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -637,6 +591,61 @@ impl Port for XdpPort {
             statistics.rings = rings;
         }
         statistics
+    }
+}
+
+impl KernelForwarding for XdpPort {
+    fn watch_leaving(&mut self) -> bool {
+        self.forwarded.as_mut().is_some_and(|(_, leaving)| leaving.watch())
+    }
+
+    fn has_left(&self) -> bool {
+        self.forwarded.as_ref().is_some_and(|(_, leaving)| leaving.has_left())
+    }
+
+    fn is_drained(&self) -> bool {
+        let Some(switch) = &self.failure else { return false };
+        // What came in, read behind what was taken and missed: no less than these, and the same only if nothing is between.
+        let is_all = || self.taken + self.missed.get() == switch.given();
+        is_all() || {
+            let Ok(kernel) = kernel_statistics(self.fd) else { return false };
+            let missed = kernel.rx_dropped + kernel.rx_ring_full;
+            missed != self.missed.replace(missed) && is_all()
+        }
+    }
+
+    fn leaves_within(&self) -> Option<Duration> {
+        Some(self.leaves_within)
+    }
+
+    fn allow(&mut self, may: bool) {
+        if let Some((forwarded, _)) = &mut self.forwarded {
+            forwarded.allow(may);
+        }
+    }
+}
+
+impl Handover for XdpPort {
+    fn leave(&mut self, pool: &mut Pool, sockets: &mut Vec<LeftSocket>) -> bool {
+        // In this order: whatever has come since is younger than this time.
+        let looked_at = self.failure.as_ref().is_some_and(XdpFailureSwitch::is_watched).then(monotonic);
+        if let Some(switch) = &mut self.failure {
+            switch.looked();
+            if switch.has_failed() {
+                self.drop_stale(pool);
+            }
+        }
+        self.reap(pool);
+        while self.discarding && self.read(1, &mut Batch::new(), pool) > 0 {}
+        let Ok(socket) = self.rings.socket.try_clone() else { return false };
+        // Who follows could not map them before Linux 6.4.
+        if socket.try_clone().and_then(|socket| Rings::of_left(socket, self.rings.sizes)).is_err() {
+            return false;
+        }
+        let Sizes { frames: ring, buffers } = self.rings.sizes;
+        let (interface, bound, filled, in_flight) = (self.interface, self.bound, self.filled, self.in_flight);
+        sockets.push(LeftSocket { socket, interface, bound, filled, in_flight, ring, buffers, looked_at });
+        true
     }
 }
 

@@ -177,8 +177,9 @@ fn a_program_that_forwards_by_itself_takes_none() {
     let words = pktio::FastPathPlan { way: FastPathWay::Xdp, words: 200, flow_keys: (1, 2), has_front: false };
     let options = Options { fast_path: Some(words), ..options(Mode::Driver, 1, 4096) };
     let mut opened = open(&world, options.clone(), left);
-    for port in [&opened.pairs[0].lan, &opened.pairs[0].wan] {
-        assert!(port.forwarded_leaves_within().is_some(), "it forwards");
+    let pair = &mut opened.pairs[0];
+    for port in [&mut pair.lan, &mut pair.wan] {
+        assert!(port.kernel_forwarding().is_some(), "it forwards");
     }
     let pairs = std::mem::take(&mut opened.pairs);
     let mut pairs = {
@@ -190,7 +191,8 @@ fn a_program_that_forwards_by_itself_takes_none() {
     let pair = &mut pairs[0];
     assert!(LeftSockets::of(&mut *pair.lan, &mut *pair.wan, &mut pair.pool).is_none());
     let end = std::time::Instant::now() + Duration::from_secs(5);
-    while !(pair.lan.is_drained() && pair.wan.is_drained()) {
+    let is_drained = |port: &mut Box<dyn pktio::Port>| port.kernel_forwarding().is_some_and(|port| port.is_drained());
+    while !(is_drained(&mut pair.lan) && is_drained(&mut pair.wan)) {
         assert!(std::time::Instant::now() < end, "what came in is counted wrong");
         let mut batch = pktio::Batch::new();
         for port in [&mut pair.lan, &mut pair.wan] {

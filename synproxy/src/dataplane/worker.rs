@@ -146,12 +146,13 @@ impl Iteration {
 
 impl<E: Engine> Worker<E> {
     /// A worker for this pair of ports, and its way to the other workers, if there are any.
-    pub fn new(pair: Pair, engine: E, steering: Option<Steering>) -> Self {
+    pub fn new(mut pair: Pair, engine: E, steering: Option<Steering>) -> Self {
         // A batch from either port and as many answers or segments of the engine's own, and both once more from other
         // workers; beyond that the batch grows once.
         let batches = if steering.is_some() { 2 } else { 1 };
         let outgoing = || Batch::with_capacity(4 * batches * BATCH);
-        let leaves_within = PerSide::new(pair.lan.forwarded_leaves_within(), pair.wan.forwarded_leaves_within());
+        let within = |port: &mut Box<dyn Port>| port.kernel_forwarding().and_then(|port| port.leaves_within());
+        let leaves_within = PerSide::new(within(&mut pair.lan), within(&mut pair.wan));
         Self {
             waiting: WaitingFrames::new(leaves_within),
             has_members: !pair.wan.members().is_empty(),
@@ -284,7 +285,7 @@ impl<E: Engine> Worker<E> {
         let Self { ports, pool: mut frames, .. } = self;
         let [mut lan, mut wan] = ports.into_array();
         let sockets = leaves.then(|| LeftSockets::of(&mut *lan, &mut *wan, &mut frames)).flatten();
-        if leaves && !lan.is_exclusive() && !wan.is_exclusive() {
+        if leaves && !lan.capabilities().exclusive && !wan.capabilities().exclusive {
             return Closed { open: vec![lan, wan], frames, sockets };
         }
         thread::scope(|scope| {
@@ -401,7 +402,11 @@ impl<E: Engine> Worker<E> {
         if self.captures.frames().is_some() != self.captures_frames {
             self.captures_frames = !self.captures_frames;
             // A capture shows every frame.
-            Side::BOTH.into_iter().for_each(|side| self.ports[side].let_forward(!self.captures_frames));
+            for side in Side::BOTH {
+                if let Some(port) = self.ports[side].kernel_forwarding() {
+                    port.allow(!self.captures_frames);
+                }
+            }
         }
         while let Some((side, frame)) = self.waiting.take(now) {
             self.outgoing[side.other()].push(frame);
@@ -415,7 +420,7 @@ impl<E: Engine> Worker<E> {
             iteration.received += received + taken_over;
             iteration.is_full |= side == Side::Wan && (received == BATCH || taken_over == BATCH);
             if self.engine.awaits_arrival()
-                && self.ports[side].is_drained()
+                && self.ports[side].kernel_forwarding().is_some_and(|port| port.is_drained())
                 && self.steering.as_ref().is_none_or(Steering::is_left_alone)
             {
                 self.engine.has_arrived(side);
@@ -668,7 +673,7 @@ impl<E: Engine> Worker<E> {
 
     /// Tells the engine what has left by this port of what it wants to know of.
     fn watch_leaving(&mut self, side: Side) {
-        let port = &mut self.ports[side];
+        let Some(port) = self.ports[side].kernel_forwarding() else { return };
         if !self.watches_leaving[side] && port.watch_leaving() {
             self.engine.watch_leaving(side);
             self.watches_leaving[side] = true;
