@@ -197,6 +197,8 @@ until_it passes
 heard=$work/heard
 mkfifo "$work/say"
 ip netns exec "$(netns server)" setpriv --pdeathsig KILL nc -l 82 </dev/null >"$heard" 2>/dev/null &
+listens() { ip netns exec "$(netns server)" grep -q ':0052 00000000:0000 0A' /proc/net/tcp; }
+until_it listens
 ip netns exec "$(netns client)" setpriv --pdeathsig KILL bash -c 'exec 3<>/dev/tcp/10.77.0.2/82; while read -r word; do echo "$word" >&3; done' <"$work/say" &
 exec 4>"$work/say"
 # A word from client to server, on one connection.
