@@ -288,8 +288,7 @@ fn several_ring_pairs_with_a_worker_each() {
     let proxy = start(&rig, "netmap:lan0", "netmap:wan0", netns::CACHE_ON, &["--workers=2"]);
     assert_ne!(before, settings(&rig, Rig::WAN), "two queues instead of four");
     exchange_every_way(&rig, "two ring pairs", MB);
-    // After SIGTERM the next process would go on with them as they are.
-    assert!(proxy.end(Signal::SIGINT).status.success());
+    stop(proxy);
     assert_eq!(before, settings(&rig, Rig::WAN), "put back");
 }
 
