@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use harness::{ignore, note, test};
 use nix::sys::signal::Signal;
+use super::restart::StateDir;
 use unit::netns::tags::{self, CUSTOMER};
 use unit::netns::{self, Appliance, CACHE_OFF, CACHE_ON, Namespace, Rig, program, traffic};
 
@@ -247,6 +248,30 @@ fn a_box_that_is_killed_leaves_the_machine_reachable_and_is_cleaned_up_after() {
     assert!(proxy.stop().status.success());
     assert_eq!(traces(&rig), untouched);
     login.end();
+}
+
+/// Without a box the machine is reachable as it is, so what belongs to a translated connection reaches the wrong numbers: its ends challenge that, and
+/// wait for the next box.
+#[test]
+fn a_connection_through_the_box_goes_on_with_the_next_one() {
+    let rig = machine();
+    let state = StateDir::new();
+    let arguments = state.arguments();
+    let arguments = arguments.each_ref().map(String::as_str);
+    let echo = rig.server.serve(netns::SERVER_V4, 0, traffic::echo);
+    let mut proxy = start(&rig, CACHE_ON, &arguments);
+    let login = Session::open(&rig.client, echo.address);
+    for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGTERM] {
+        login.goes_on("through the box");
+        proxy.end(signal);
+        thread::sleep(Duration::from_millis(500));
+        proxy = start(&rig, CACHE_ON, &arguments);
+        let log = proxy.log();
+        assert!(log.iter().any(|line| line.contains("taking over the state")), "{signal}: {}", log.join("\n"));
+        login.goes_on(&format!("with the next box after {signal}"));
+    }
+    note!("the longest pause: {:?}", login.end());
+    assert!(proxy.stop().status.success());
 }
 
 #[test]
