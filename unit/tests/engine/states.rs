@@ -699,7 +699,7 @@ fn diagram(transitions: &Transitions) -> String {
 
 /// Which state may follow which. The engine asserts that no other does, and only one of its functions writes a state.
 fn successors() -> String {
-    let mut text = "\nWhat may follow a state; that a record is freed may follow each. The engine asserts it where it writes a state.\n\n\
+    let mut text = "\nWhat may follow a state; that a record is freed may follow each. Where a state is written the engine asserts it, in builds with debug assertions (all tests).\n\n\
                     | state | may become | unreachable |\n|---|---|---|\n"
         .to_owned();
     for from in [State::Free].into_iter().chain(State::ALL) {
