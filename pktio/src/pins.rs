@@ -182,20 +182,21 @@ impl Drop for KeptFlows {
 /// Where the directories lie: in the file system of BPF, at its usual place or wherever else it is mounted. A process that may see nothing else of it has
 /// that directory as a mount of its own.
 fn root() -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap_or_default();
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
     root_among(&mounts)
 }
 
+/// As [`root`], for these lines of `mountinfo` (proc_pid_mountinfo(5)).
 fn root_among(mounts: &str) -> Option<PathBuf> {
-    let places = mounts.lines().filter_map(|line| {
-        let mut fields = line.split(' ').skip(1);
-        fields.next().filter(|_| fields.next() == Some("bpf"))
+    let mounted = mounts.lines().filter_map(|line| {
+        let (mount, kind) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ').skip(3);
+        let (part, place) = (Path::new(fields.next()?), Path::new(fields.next()?));
+        let is_own = part.ends_with(NAME);
+        let root = if is_own { place.to_path_buf() } else { place.join(NAME) };
+        kind.starts_with("bpf ").then_some((!is_own, place != Path::new(USUAL), root))
     });
-    let roots = places.map(|place| match Path::new(place) {
-        own if own.ends_with(NAME) => own.to_path_buf(),
-        whole => whole.join(NAME),
-    });
-    roots.min_by_key(|root| root.parent() != Some(Path::new(USUAL)))
+    Some(mounted.min()?.2)
 }
 
 /// The directories of pairs of ports of which the interface with this index is one.
@@ -241,14 +242,16 @@ mod tests {
 
     #[test]
     fn the_directory_lies_in_the_file_system_or_is_all_that_is_seen_of_it() {
-        let at = |mounts| root_among(mounts).map(|root| root.display().to_string());
-        let usual = "sysfs /sys sysfs rw 0 0\nbpf /sys/fs/bpf bpf rw,nosuid,mode=700 0 0\n";
+        let at = |mounts: &str| root_among(mounts).map(|root| root.display().to_string());
+        let usual = "22 20 0:21 / /sys rw - sysfs sysfs rw\n30 22 0:27 / /sys/fs/bpf rw,nosuid shared:9 - bpf bpf rw,mode=700\n";
         assert_eq!(at(usual).as_deref(), Some("/sys/fs/bpf/synproxy"));
-        let alone = "tmpfs /sys/fs/bpf tmpfs ro 0 0\nbpf /sys/fs/bpf/synproxy bpf rw,nosuid,mode=700 0 0\n";
-        assert_eq!(at(alone).as_deref(), Some("/sys/fs/bpf/synproxy"));
-        assert_eq!(at("none /mnt/bpf bpf rw 0 0\n").as_deref(), Some("/mnt/bpf/synproxy"));
-        let both = format!("none /mnt/bpf bpf rw 0 0\n{usual}");
-        assert_eq!(at(&both).as_deref(), Some("/sys/fs/bpf/synproxy"));
-        assert_eq!(at("sysfs /sys sysfs rw 0 0\n"), None);
+        let elsewhere = "31 20 0:28 / /mnt/bpf rw - bpf none rw\n";
+        assert_eq!(at(elsewhere).as_deref(), Some("/mnt/bpf/synproxy"));
+        let own = "99 50 0:27 /synproxy /run/synproxy/bpf rw,nosuid - bpf bpf rw,mode=700\n";
+        for mounts in [[elsewhere, usual, ""], [usual, elsewhere, ""]].map(|mounts| mounts.concat()) {
+            assert_eq!(at(&mounts).as_deref(), Some("/sys/fs/bpf/synproxy"));
+            assert_eq!(at(&(mounts + own)).as_deref(), Some("/run/synproxy/bpf"));
+        }
+        assert_eq!(at("22 20 0:21 / /sys rw - sysfs sysfs rw\n"), None);
     }
 }

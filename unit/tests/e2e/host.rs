@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::restart::StateDir;
 use harness::{ignore, note, test};
 use nix::sys::signal::Signal;
-use super::restart::StateDir;
 use unit::netns::tags::{self, CUSTOMER};
 use unit::netns::{self, Appliance, CACHE_OFF, CACHE_ON, Namespace, Rig, program, traffic};
 
