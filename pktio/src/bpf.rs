@@ -195,3 +195,81 @@ unsafe fn call<T>(command: libc::c_long, attributes: &T) -> io::Result<libc::c_i
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
     libc::c_int::try_from(result).ok().filter(|result| *result >= 0).ok_or_else(io::Error::last_os_error)
 }
+
+#[cfg(test)]
+mod tests {
+    use aya_obj::Object;
+    use aya_obj::generated::bpf_insn;
+
+    const CALL: u8 = 0x85;
+    const EXIT: u8 = 0x95;
+    const WIDE: u8 = 0x18;
+    const GOTO: u8 = 0x05;
+    /// The classes `BPF_JMP` and `BPF_JMP32`.
+    const JUMPS: [u8; 2] = [5, 6];
+
+    /// Where the verifier of Linux 6.1 (`check_cfg`, `push_insn`) finds the end of a loop that it does not take: an instruction that is no jump, behind which lies
+    /// one that it is still following.
+    fn loops_entered_in_the_middle(text: &[bpf_insn]) -> Vec<usize> {
+        #[derive(Clone, Copy, PartialEq)]
+        enum Seen {
+            No,
+            Followed,
+            Done,
+        }
+        let (mut seen, mut branch, mut found) = (vec![Seen::No; text.len()], vec![0; text.len()], Vec::new());
+        let mut path = vec![0];
+        seen[0] = Seen::Followed;
+        while let Some(&at) = path.last() {
+            let instruction = &text[at];
+            let target = (at as i64 + 1 + i64::from(instruction.off)) as usize;
+            let is_jump = JUMPS.contains(&(instruction.code & 7)) && ![CALL, EXIT].contains(&instruction.code);
+            let next = match instruction.code {
+                EXIT => [None, None],
+                GOTO => [Some(target), None],
+                WIDE => [Some(at + 2), None],
+                _ if is_jump => [Some(at + 1), Some(target)],
+                _ => [Some(at + 1), None],
+            };
+            let Some(next) = next.get(branch[at]).copied().flatten() else {
+                seen[at] = Seen::Done;
+                path.pop();
+                continue;
+            };
+            branch[at] += 1;
+            match seen[next] {
+                Seen::No => {
+                    seen[next] = Seen::Followed;
+                    path.push(next);
+                }
+                Seen::Followed if !is_jump => found.push(at),
+                _ => {}
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn older_verifiers_take_every_loop() {
+        let objects: [&[u8]; 3] = [
+            aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirect.o")),
+            aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pass.o")),
+            aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/host.o")),
+        ];
+        for bytes in objects {
+            let object = Object::parse(bytes).expect("it is compiled");
+            assert!(!object.functions.is_empty());
+            for function in object.functions.values() {
+                let found = loops_entered_in_the_middle(&function.instructions);
+                assert!(found.is_empty(), "{}: behind instructions {found:?}", function.name);
+            }
+        }
+        // 0: goto 2; 1: r0 = 0; 2: if r0 != 0 goto 1; 3: exit. And the same with a jump at the end of the loop.
+        let instruction =
+            |code, off| bpf_insn { code, off, imm: 0, _bitfield_align_1: [], _bitfield_1: Default::default() };
+        let middle = [instruction(GOTO, 1), instruction(0xb7, 0), instruction(0x55, -2), instruction(EXIT, 0)];
+        assert_eq!(loops_entered_in_the_middle(&middle), [1]);
+        let end = [instruction(0xb7, 0), instruction(0xb7, 0), instruction(0x55, -2), instruction(EXIT, 0)];
+        assert!(loops_entered_in_the_middle(&end).is_empty());
+    }
+}

@@ -475,7 +475,7 @@ fn open_interfaces(
         guard.settings.detach_left_programs();
         open_packet(interfaces, options, &mut guard, notes)?
     } else {
-        match open_xdp(interfaces, &forwarding(options, way), preparation, &mut guard, notes) {
+        match open_xdp_anyhow(interfaces, options, way, preparation, &mut guard, notes) {
             Ok(sets) => {
                 if let (Some(program), [lan, wan]) =
                     (guard.programs.first().filter(|program| program.forwards()), interfaces)
@@ -628,6 +628,27 @@ fn check(options: &Options) -> Result<(), OpenError> {
         );
     }
     Ok(())
+}
+
+/// AF_XDP, with a program that forwards if that is the `way` and the kernel takes one, and without it otherwise.
+fn open_xdp_anyhow(
+    interfaces: &[&Interface],
+    options: &Options,
+    way: Option<FastPathWay>,
+    preparation: &mut Preparation,
+    guard: &mut Guard,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Ports>, Refusal> {
+    let noted = notes.len();
+    let opened = open_xdp(interfaces, &forwarding(options, way), preparation, guard, notes);
+    let reason = match (&opened, way) {
+        (Err(reason @ (Refusal::Failed(_) | Refusal::Unsupported(_))), Some(FastPathWay::Xdp)) => reason.to_string(),
+        _ => return opened,
+    };
+    notes.truncate(noted);
+    let opened = open_xdp(interfaces, &forwarding(options, None), preparation, guard, notes)?;
+    warn!("the kernel forwards no connections by itself: {reason}");
+    Ok(opened)
 }
 
 /// AF_XDP in the best mode that works.

@@ -77,7 +77,7 @@ pub(super) const CHECKS: &[Check] = &[
         id: "fast-path",
         looks_at: "where the kernel would forward established connections by itself (`fast_path`), and what it lacks for that",
         worst: Level::Warning,
-        why: "At tc super-frames pass whole, with Linux 6.6; in XDP a frame takes no worker's time, with drivers that send what another interface's program \
+        why: "At tc super-frames pass whole; in XDP a frame takes no worker's time, with drivers that send what another interface's program \
               redirects. Without, the workers forward everything.",
         remedy: "ethtool -K PEER gro on",
         examine: fast_path,
@@ -104,10 +104,8 @@ fn fast_path(scene: &Scene) -> Vec<Found> {
         Ok((way, why)) => (way, why.unwrap_or_else(|| if way == FastPathWay::Tc { "tc" } else { "XDP" }.into())),
         Err(reason) => return vec![Found::new(lacking, format!("the workers forward everything: {reason}"))],
     };
-    let needed = if way == FastPathWay::Tc { (6, 6) } else { (5, 18) };
-    if release(&scene.root).is_some_and(|release| release < needed) {
-        let text =
-            format!("{begin}{why}, but that takes Linux {}.{}: the workers forward everything", needed.0, needed.1);
+    if release(&scene.root).is_some_and(|release| release < (6, 6)) {
+        let text = format!("{begin}{why}, but that takes Linux 6.6: the workers forward everything");
         return vec![Found::new(lacking, text)];
     }
     let found = scene.each(|port| {
@@ -350,6 +348,7 @@ mod tests {
         stage.file("proc/sys/kernel/osrelease", "6.1.0-cloud");
         let old = format!("{tc}, but that takes Linux 6.6: the workers forward everything");
         assert_eq!(said(&stage), Some((Level::Warning, old)));
+        stage.file("proc/sys/kernel/osrelease", "6.12.1");
         stage.scene.asked = [Asked::Xdp; 2];
         let found = find(&stage.complaints(), "fast-path").expect("no GRO");
         assert_eq!(found.command.as_deref(), Some("ethtool -K PEER gro on"));

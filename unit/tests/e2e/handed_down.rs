@@ -855,8 +855,8 @@ fn release() -> (u32, u32) {
 
 #[test]
 fn kernels_take_the_programs_or_the_workers_forward_everything() {
-    const LEAST: [(&str, (u32, u32)); 2] = [("tc", (6, 6)), ("xdp", (5, 18))];
-    for (way, least) in LEAST {
+    const LEAST: (u32, u32) = (6, 6);
+    for way in ["tc", "xdp"] {
         let rig = rig_for_xdp();
         let proxy = start_way(&rig, way);
         rig.exchange_every_way(1 << 20);
@@ -870,8 +870,11 @@ fn kernels_take_the_programs_or_the_workers_forward_everything() {
             release(),
             counted(&report, "forwarded by the kernel, bytes")
         );
-        assert_eq!(refusals, usize::from(release() < least), "{way}:\n{log}");
-        assert_eq!(counted(&report, "handed-down") > 0, release() >= least, "{way}:\n{log}");
+        assert_eq!(refusals, usize::from(release() < LEAST), "{way}:\n{log}");
+        assert_eq!(counted(&report, "handed-down") > 0, release() >= LEAST, "{way}:\n{log}");
+    }
+    if release() < LEAST {
+        return;
     }
     // And the programs alone, with what a small box leaves out.
     let (words, keys) = (Proxy::words_to_hand_down(64), secrets().hash_keys());
