@@ -32,6 +32,8 @@ INLINE u64 siphash(u64 key0, u64 key1, const u64 *words, int count)
         key0 ^ 0x6c7967656e657261,
         key1 ^ 0x7465646279746573,
     };
+    if (count > 5)
+        __builtin_trap();
     if (count > 0)
         sip_word(v, words[0]);
     if (count > 1)

@@ -72,11 +72,11 @@ impl LeftSockets {
     /// to the next process. `pool` has all frames back that are in no ring.
     pub fn of(lan: &mut dyn Port, wan: &mut dyn Port, pool: &mut Pool) -> Option<LeftSockets> {
         let mut sockets = Vec::new();
-        let (lan, wan_can) = (lan.handover()?, wan.handover()?);
-        if !lan.leave(pool, &mut sockets) || !wan_can.leave(pool, &mut sockets) {
+        let queue = wan.capabilities().queue;
+        let (lan, wan) = (lan.handover()?, wan.handover()?);
+        if !lan.leave(pool, &mut sockets) || !wan.leave(pool, &mut sockets) {
             return None;
         }
-        let queue = wan.capabilities().queue;
         let (memory, chunks, chunk) = pool.leave()?;
         Some(LeftSockets { memory, chunks, chunk, queue, sockets })
     }

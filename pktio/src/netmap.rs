@@ -325,6 +325,7 @@ fn capabilities(name: &Name<'_>, checks_mtu: bool, queue: u16, buffer: usize) ->
         multi_buffer: several.is_some(),
         max_frame: longest,
         queue: queue.into(),
+        owns_frames: true,
         ..Capabilities::default()
     })
 }

@@ -556,6 +556,13 @@ fn kept(result: Result<KeptFlows, Box<dyn std::error::Error>>) -> Option<KeptFlo
         .ok()
 }
 
+/// Version and patch level of the kernel.
+fn kernel_release() -> Option<(u32, u32)> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
 /// Where the kernel shall forward connections by itself, and why there, if that was left to us. An error says why it shall not.
 pub(crate) fn choose_fast_path(
     interfaces: &[&Interface],
@@ -565,6 +572,10 @@ pub(crate) fn choose_fast_path(
     let Some(FastPathPlan { way, .. }) = options.fast_path else { return Ok(None) };
     if interfaces.len() != 2 {
         return Err("not those of an aggregation");
+    }
+    // At tc it takes tcx, and older verifiers refuse the program of XDP.
+    if kernel_release().is_some_and(|release| release < (6, 6)) {
+        return Err("that takes Linux 6.6");
     }
     let virtual_port = interfaces.iter().find(|interface| !interface.has_link_checksums());
     let (way, why) = fast_path_way(way, asked, virtual_port.map(|interface| interface.name()))?;
@@ -666,13 +677,13 @@ fn open_xdp(
     };
     let mut programs: Vec<AttachedProgram> = Vec::new();
     let mut prepared = std::mem::take(&mut preparation.programs).into_iter();
-    let mut memory = std::mem::take(&mut preparation.memory);
-    let left = &mut preparation.left;
     for side in 0..interfaces.len() {
         let at = (side, prepared.next());
         let program = attach(interfaces, at, options, &layout, &programs, &mut guard.settings, notes)?;
         programs.push(program);
     }
+    let mut memory = std::mem::take(&mut preparation.memory);
+    let left = &mut preparation.left;
     if options.failure.as_ref().is_some_and(|plan| plan.on_failure != OnFailure::Closed) {
         // In generic mode the kernel sends as it sends everything.
         let sends =

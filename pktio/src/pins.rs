@@ -46,8 +46,12 @@ impl Pins {
         let namespace = fs::metadata("/proc/thread-self/ns/net").map_err(|error| error.to_string())?.ino();
         let root = root().ok_or("no file system of BPF is mounted")?;
         let directory = root.join(format!("{namespace}-{}-{}", lan.index(), wan.index()));
-        fs::create_dir_all(&directory).map_err(|error| format!("{}: {error}", directory.display()))?;
-        Ok(Pins { directory })
+        let pins = Pins { directory };
+        // What another user has left there may be in the way.
+        let probe = pins.directory.join("probe");
+        let made = fs::create_dir_all(&pins.directory).and_then(|()| fs::create_dir(&probe));
+        made.and_then(|()| fs::remove_dir(probe)).map_err(|error| format!("{}: {error}", pins.directory.display()))?;
+        Ok(pins)
     }
 
     /// The words of the entries that a former process has left; they stay mapped until this one ends.
@@ -105,6 +109,13 @@ impl Pins {
             _ => {}
         }
         Ok(ebpf.map(map).ok_or("the program lacks its map")?.pin(path)?)
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        // Fails where something is pinned.
+        let _ = fs::remove_dir(&self.directory);
     }
 }
 
@@ -196,7 +207,7 @@ fn root_among(mounts: &str) -> Option<PathBuf> {
         let root = if is_own { place.to_path_buf() } else { place.join(NAME) };
         kind.starts_with("bpf ").then_some((!is_own, place != Path::new(USUAL), root))
     });
-    Some(mounted.min()?.2)
+    Some(mounted.min_by_key(|mounted| (mounted.0, mounted.1))?.2)
 }
 
 /// The directories of pairs of ports of which the interface with this index is one.

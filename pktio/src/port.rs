@@ -191,6 +191,8 @@ pub struct Capabilities {
     pub max_frame: usize,
     /// The interface's receive queue this port serves.
     pub queue: u32,
+    /// Its frames lie in memory of the port, which stays open while that is mapped.
+    pub owns_frames: bool,
     /// Another process can only have such a port when this one is closed. A port that is not so may be closed at leisure.
     pub exclusive: bool,
 }
@@ -205,6 +207,7 @@ impl Default for Capabilities {
             multi_buffer: false,
             max_frame: 1518,
             queue: 0,
+            owns_frames: false,
             exclusive: true,
         }
     }

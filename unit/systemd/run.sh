@@ -229,10 +229,16 @@ owner=$(inside stat -c %U /sys/fs/bpf/synproxy)
 [ "$owner" = synproxy ] || fail "its part of the BPF file system is $owner's"
 pinned() { inside sh -c 'test -e /sys/fs/bpf/synproxy/*/flows'; }
 pinned || fail "nothing of the connections is pinned"
+mkdir -p "$root/run/systemd/system/synproxy@edge.service.d"
+printf '[Service]\nRestartSec=10\n' >"$root/run/systemd/system/synproxy@edge.service.d/later.conf"
+inside systemctl daemon-reload
 restarts=$(property NRestarts)
 inside systemctl kill --signal=KILL synproxy@edge
 says "without a process"
+[ "$(property NRestarts)" = "$restarts" ] || fail "there was a process again"
 until_it once_more
+rm "$root/run/systemd/system/synproxy@edge.service.d/later.conf"
+inside systemctl daemon-reload
 says "and with the next one"
 exec 4>&-
 check "what the kernel forwards by itself outlives the process"

@@ -6,7 +6,6 @@ use std::ops::Range;
 
 use super::checksum::{add, crc32c, finish, fold};
 use super::headers::{GRE, GRE_CHECKSUM, GRE_SEQUENCE, Layer, MAX_HEADERS, MAX_LAYERS, SCTP, TCP, UDP, word};
-use crate::netdev::FORWARDED_BEYOND_MTU;
 
 /// Bytes of the virtio-net header that `PACKET_VNET_HDR` puts in front of a frame.
 pub(crate) const VNET_HEADER: usize = 10;
@@ -175,14 +174,14 @@ impl Plan {
     }
 
     /// Cuts a TCP super-frame into packets of `mtu` bytes, where nothing says which segments the sender meant; into shorter ones where
-    /// tags leave no room for that in a frame of this MTU. `None` when it is another, or cannot be cut.
-    pub(crate) fn by_mtu(bytes: &[u8], mtu: usize) -> Option<Plan> {
+    /// tags leave no room for that in a frame of `longest` bytes. `None` when it is another, or cannot be cut.
+    pub(crate) fn by_mtu(bytes: &[u8], mtu: usize, longest: usize) -> Option<Plan> {
         // A bit of AccECN's counter must be on all segments; CWR of RFC 3168 may be.
         let kind = Kind::Tcp { cwr_once: false };
         let whole = Offload { checksum: None, segmentation: Some((kind, 1)) };
         let plan = Plan::new(bytes, &whole)?;
         let network = plan.layers[0].network;
-        let packet = mtu.min((mtu + FORWARDED_BEYOND_MTU).checked_sub(network)?);
+        let packet = mtu.min(longest.checked_sub(network)?);
         let size = packet.checked_sub(plan.payload - network).filter(|size| *size > 0)?;
         Plan::new(bytes, &Offload { segmentation: Some((kind, size)), ..whole })
     }
@@ -337,7 +336,7 @@ mod tests {
         ] {
             let payload: Vec<u8> = (0..20_000u32).map(|i| (i * 7) as u8).collect();
             let bytes = partial(&headers, &payload);
-            let plan = Plan::by_mtu(&bytes, 1500).expect("it can be cut");
+            let plan = Plan::by_mtu(&bytes, 1500, 1518).expect("it can be cut");
             let (mut longest, mut joined) = (0, Vec::<u8>::new());
             for index in 0..plan.count() {
                 let mut head = [0; MAX_HEADERS];
@@ -353,8 +352,8 @@ mod tests {
             assert_eq!(longest, (link + 1500).min(1518), "{headers:?}");
             assert!(joined == payload, "{headers:?}");
         }
-        assert!(Plan::by_mtu(&partial(&[Ethernet, V4(0), Udp(true)], &[1; 5000]), 1500).is_none());
-        assert!(Plan::by_mtu(&partial(&[Ethernet, V4(0), Tcp(0)], &[1; 5000]), 40).is_none());
+        assert!(Plan::by_mtu(&partial(&[Ethernet, V4(0), Udp(true)], &[1; 5000]), 1500, 1518).is_none());
+        assert!(Plan::by_mtu(&partial(&[Ethernet, V4(0), Tcp(0)], &[1; 5000]), 40, 58).is_none());
     }
 
     #[test]

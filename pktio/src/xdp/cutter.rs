@@ -5,6 +5,7 @@
 //! link carries the same bytes. Datagrams have their borders, so a UDP super-frame cannot be cut here.
 
 use crate::frame::Frame;
+use crate::netdev::FORWARDED_BEYOND_MTU;
 use crate::offload::{MAX_HEADERS, Plan, SUPER_FRAME, strip_jumbo};
 use crate::pool::{Pool, Refused};
 
@@ -36,7 +37,8 @@ impl Cutter {
     pub(super) fn begin(&mut self, frame: &Frame) -> bool {
         let length = frame.copy_to(&mut self.bytes);
         self.start = strip_jumbo(&mut self.bytes[..length]);
-        self.cutting = Plan::by_mtu(&self.bytes[self.start..length], self.mtu).map(|plan| (plan, 0));
+        self.cutting = Plan::by_mtu(&self.bytes[self.start..length], self.mtu, self.mtu + FORWARDED_BEYOND_MTU)
+            .map(|plan| (plan, 0));
         self.is_cutting()
     }
 

@@ -115,7 +115,7 @@ pub struct Worker<E> {
 pub struct Closed {
     /// Ports that are still open, as no other process needs to wait for them. They are dropped before their frames.
     pub open: Vec<Box<dyn Port>>,
-    /// The memory of the frames, if anything of them is still open. That of netmap's is netmap's, and keeps its ports.
+    /// The memory of the frames, unless a port [owns](pktio::Capabilities::owns_frames) it.
     pub frames: Option<Pool>,
     /// The sockets that it leaves.
     pub sockets: Option<LeftSockets>,
@@ -288,12 +288,13 @@ impl<E: Engine> Worker<E> {
         if leaves && !lan.capabilities().exclusive && !wan.capabilities().exclusive {
             return Closed { open: vec![lan, wan], frames: Some(frames), sockets };
         }
+        let owned = lan.capabilities().owns_frames || wan.capabilities().owns_frames;
         thread::scope(|scope| {
             // Without a thread they close one after the other.
             let _ = thread::Builder::new().spawn_scoped(scope, || drop(lan));
             drop(wan);
         });
-        Closed { open: Vec::new(), frames: sockets.is_some().then_some(frames), sockets }
+        Closed { open: Vec::new(), frames: (!owned).then_some(frames), sockets }
     }
 
     /// How often somebody else has bridged or dropped frames because this worker did not take them.

@@ -201,7 +201,10 @@ impl State {
         }
         // One that cannot be read would be left out without a word.
         if former.iter_mut().any(|tables| tables.remains(found.layout).is_none()) {
-            return Err(self.header.refused_layout());
+            return Err(match found.layout == Memory::LAYOUT {
+                true => Refused::File("its flow records are not as large as they should be".into()),
+                false => self.header.refused_layout(),
+            });
         }
         self.header.attempt();
         // What a process that was killed at an import has left behind.

@@ -889,7 +889,7 @@ struct BpfFileSystem {
 
 impl BpfFileSystem {
     fn new() -> BpfFileSystem {
-        // A box takes the first that is mounted, which must not go before its test ends.
+        // A box may take any that is mounted, which must not go before its test ends.
         static ONE: Mutex<()> = Mutex::new(());
         let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let place = harness::leftovers::file("bpf");
