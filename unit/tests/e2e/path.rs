@@ -229,12 +229,8 @@ fn is_settled(ratios: &[f64]) -> bool {
     matches!(ratios, [.., one, other] if is_near(*one) && is_near(*other))
 }
 
-/// Handshakes, and bulk of five seconds, side by side over the bridge and the two proxies: what the server believes at
-/// the birth of a connection, and how fast it is from there.
-fn starts_as_over_the_bridge(handshake: &str, congestion: &str, timestamps: bool) {
-    let early = handshake == "early";
-    let candidates = candidates(&format!("handshake = {handshake};"), Some(congestion), timestamps);
-    let what = format!("{handshake}, {congestion}, timestamps {timestamps}");
+/// What the servers believe after the first words over new boxes, and how long those took, beside the bridge; complaints.
+fn compare_first_words(what: &str, candidates: &[Candidate; 3], early: bool) -> Vec<String> {
     let mut complaints = Vec::new();
 
     let births: Vec<(Duration, Beliefs)> = thread::scope(|scope| {
@@ -263,6 +259,25 @@ fn starts_as_over_the_bridge(handshake: &str, congestion: &str, timestamps: bool
                 .push(format!("{what}, {}: the first word after {took:?}, over the bridge {truth:?}", candidate.name));
         }
     }
+    complaints
+}
+
+/// Handshakes, and bulk of five seconds, side by side over the bridge and the two proxies: what the server believes at
+/// the birth of a connection, and how fast it is from there.
+fn starts_as_over_the_bridge(handshake: &str, congestion: &str, timestamps: bool) {
+    let early = handshake == "early";
+    let what = format!("{handshake}, {congestion}, timestamps {timestamps}");
+    // A machine that has no time for one of them spoils a comparison. What a box does, it does every time.
+    let mut attempts = 3;
+    let (candidates, mut complaints) = loop {
+        let candidates = candidates(&format!("handshake = {handshake};"), Some(congestion), timestamps);
+        let complaints = compare_first_words(&what, &candidates, early);
+        attempts -= 1;
+        if complaints.is_empty() || attempts == 0 {
+            break (candidates, complaints);
+        }
+        note!("{what}: another try, since {}", complaints.join("; "));
+    };
 
     let mut ratios = [Vec::new(), Vec::new()];
     let mut spoilt = 0;
