@@ -990,7 +990,7 @@ fn judge_voice(segment: &Segment, peer: &End, ancestor: Option<Ancestor>, is_ser
     };
     // The SYN-ACK of a service is the box's, whichever server is chosen. So is what it says to a client whose connection it has forgotten: it
     // cannot know which server that was.
-    let is_own = is_served && (segment.syn || segment.rst && segment.hops == SERVICE_HOPS);
+    let is_own = is_served && (segment.syn || segment.rst && segment.ack.is_none() && segment.hops == SERVICE_HOPS);
     if passed || is_own || peer.voices.is_empty() || peer.voices.iter().any(known) {
         return Ok(());
     }
