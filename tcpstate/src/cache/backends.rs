@@ -38,6 +38,8 @@ struct Slot {
     /// The number of its next hop; `None` once the configuration does not name it any more.
     next_hop: Option<u16>,
     asker: (Addr, Mac),
+    /// Where it is asked. Several servers may be asked at one address, from ports of their own.
+    asked: Addr,
     side: Side,
     check: Option<HealthCheck>,
     is_up: bool,
@@ -60,7 +62,7 @@ impl Slot {
     }
 
     fn key(&self, port: u16) -> FlowKey {
-        let (lan, lan_port, wan, v6) = (self.address, self.port, self.asker.0, self.v6);
+        let (lan, lan_port, wan, v6) = (self.asked, self.port, self.asker.0, self.v6);
         FlowKey { lan, lan_port, wan, wan_port: port, v6, vlan: network(self.vlan) }
     }
 }
@@ -174,6 +176,7 @@ impl Backends {
                 v6: server.v6,
                 next_hop: None,
                 asker: server.asker,
+                asked: server.asked,
                 side: server.side,
                 check: None,
                 is_up: true,
@@ -195,7 +198,8 @@ impl Backends {
             if !slot.is(server) {
                 *slot = fresh;
             }
-            (slot.next_hop, slot.asker, slot.check) = (Some(server.next_hop), server.asker, server.check);
+            (slot.next_hop, slot.asker, slot.asked) = (Some(server.next_hop), server.asker, server.asked);
+            slot.check = server.check;
             slot.side = server.side;
             slot.due = server.check.filter(|_| self.is_first).map(|_| now);
             if server.check.is_none() {
@@ -283,8 +287,16 @@ impl Backends {
         }
     }
 
-    /// The slot of the server of a connection that another process has left.
-    pub fn slot_at(&self, address: &Addr, port: u16, vlan: u16) -> Option<u16> {
+    /// The slot of the server of a connection that another process has left there, with its number. Of several servers at the address of their
+    /// service it is the one with this number, which is the same one as long as the configuration names them in the same order.
+    pub fn slot_left(&self, left: Option<u16>, address: &Addr, port: u16, vlan: u16) -> Option<u16> {
+        let is_there = |slot: &Slot| (slot.asked, slot.port, slot.vlan) == (*address, port, vlan);
+        let by_number = || left.filter(|&left| self.slots.get(usize::from(left)).is_some_and(is_there));
+        self.slot_at(address, port, vlan).or_else(by_number)
+    }
+
+    /// The slot of the server with this address.
+    fn slot_at(&self, address: &Addr, port: u16, vlan: u16) -> Option<u16> {
         let found = self.slots.iter().position(|slot| (slot.address, slot.port, slot.vlan) == (*address, port, vlan));
         found.map(|at| at as u16)
     }
@@ -299,7 +311,12 @@ impl Backends {
         self.slots[at].due = slot.check.map(|check| now + check.every.min(PATIENCE));
         let (Some(next_hop), true) = (slot.next_hop, slot.check.is_some()) else { return Some(Step::Silence(None)) };
         let port = |n| FIRST_PORT + (self.next_port + n) % PORTS;
-        let Some(port) = (0..PORTS).map(port).find(|&port| may_ask(&slot.key(port))) else {
+        let is_free = |&port: &u16| {
+            let key = slot.key(port);
+            let has = |other: &Slot| other.attempt.is_some_and(|attempt| other.key(attempt.port) == key);
+            !self.slots.iter().any(has) && may_ask(&key)
+        };
+        let Some(port) = (0..PORTS).map(port).find(is_free) else {
             return Some(Step::Silence(None));
         };
         self.next_port = (port - FIRST_PORT + 1) % PORTS;
@@ -379,7 +396,7 @@ impl Backends {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{ServiceConfig, ServiceServer};
+    use crate::config::{Reach, ServiceConfig, ServiceServer};
 
     const CHECK: HealthCheck = HealthCheck { every: Duration::from_secs(5), rise: 2, fall: 3 };
 
@@ -432,7 +449,7 @@ mod tests {
         assert_eq!((backends.slot(1), backends.connections(slots[1])), (slots[1], 1));
         backends.discount(slots[1]);
         assert_eq!(backends.connections(slots[1]), 0);
-        assert_eq!(backends.slot_at(&[0, 0, 0xffff, 6], 80, 0), Some(backends.slot(0)));
+        assert_eq!(backends.slot_left(None, &[0, 0, 0xffff, 6], 80, 0), Some(backends.slot(0)));
     }
 
     #[test]
@@ -449,6 +466,33 @@ mod tests {
         assert_eq!((backends.counts(0).opened, backends.given(backends.slot(2))), (1, 1));
         assert!(backends.drain(&[0, 0, 0xffff, 3], 80, false));
         assert!(!backends.is_drained(backends.slot(1)));
+    }
+
+    #[test]
+    fn of_servers_with_their_service_s_address_a_connection_s_is_known_by_its_number() {
+        let now = Instant::from_secs(1000);
+        let server = |last| ServiceServer { address: [0, 0, 0xffff, last], port: 80, weight: 1 };
+        let at = |last, reach, default| ServiceConfig {
+            reach,
+            default,
+            pool: vec![[0, 0, 0xffff, 200]],
+            check: Some(CHECK),
+            ..ServiceConfig::at([0, 0, 0xffff, last], 80)
+        };
+        let mut backends = Backends::default();
+        let configs =
+            [at(1, Reach::Mac, vec![server(2), server(3)]), at(9, Reach::Full, vec![server(4)])];
+        backends.set(&Services::new(&configs), now);
+        let mut keys = Vec::new();
+        while let Some(Step::Ask(question)) = backends.next_step(now, |_| true) {
+            keys.push(question.key);
+        }
+        let asked: Vec<_> = keys.iter().map(|key| key.lan[3]).collect();
+        assert_eq!(asked, [1, 1, 4]);
+        assert_ne!(keys[0].wan_port, keys[1].wan_port, "their answers have the same address");
+        let left = |number, last| backends.slot_left(number, &[0, 0, 0xffff, last], 80, 0);
+        assert_eq!((left(Some(1), 1), left(Some(0), 1), left(Some(2), 1)), (Some(1), Some(0), None));
+        assert_eq!((left(None, 1), left(Some(0), 4), left(Some(0), 5)), (None, Some(2), None));
     }
 
     #[test]

@@ -561,12 +561,16 @@ impl Proxy {
 
     /// Counts a connection to a service that another process has left.
     pub(super) fn recount_server(&mut self, id: Id) {
-        let Some(key) = self.table.redirected(id).map(Redirect::key) else { return };
+        let Some(redirect) = self.table.redirected(id).copied() else { return };
+        let key = redirect.key();
         let vlan = key.vlan.identifiers().next().unwrap_or(0);
-        let Some(slot) = self.caches.backends.slot_at(&key.lan, key.lan_port, vlan) else { return };
-        self.caches.backends.recount(slot);
+        let left = redirect.slot.checked_sub(1);
+        let slot = self.caches.backends.slot_left(left, &key.lan, key.lan_port, vlan);
+        if let Some(slot) = slot {
+            self.caches.backends.recount(slot);
+        }
         if let Some(beside) = self.table.beside_mut(id) {
-            beside.slot = slot + 1;
+            beside.slot = slot.map_or(0, |slot| slot + 1);
         }
     }
 

@@ -893,6 +893,11 @@ fn a_client_that_says_nothing_in_time_is_reset() {
     assert_eq!(world.proxy.counters().happened(Event::ServiceTimeout), 1);
 }
 
+/// The Ethernet address of the server whose address ends so.
+fn mac_of_server(last: u32) -> Mac {
+    [2, 0, 0, 0, 1, last as u8]
+}
+
 /// What servers say to the box for a while: the Ethernet address of each, and whether those in `accept` accept connections. The connections that clients were
 /// given meanwhile, by their server's address.
 fn servers_answer(world: &mut World, accept: &[u32], seconds: u64) -> Vec<FlowKey> {
@@ -903,7 +908,7 @@ fn servers_answer(world: &mut World, accept: &[u32], seconds: u64) -> Vec<FlowKe
         for (side, _, mut frame) in all.into_values().filter(|(side, to_box, _)| *side == Side::Lan && !to_box) {
             if let Some(said) = Neighbour::parse(&frame) {
                 if said.asks && said.target != said.sender {
-                    let own = (said.target, SERVER_MAC);
+                    let own = (said.target, mac_of_server(said.target[3] & 0xff));
                     let mut answer = vec![0; 100];
                     let asker = (said.sender, said.mac.expect("the box says where it is"));
                     let len = Statement::Answers(asker.0, asker.1).write(own, false, &tags(0), &mut answer);
@@ -921,8 +926,12 @@ fn servers_answer(world: &mut World, accept: &[u32], seconds: u64) -> Vec<FlowKe
             }
             let mut server = End::new(Side::Lan, segment.key, 5000, 1, false, None);
             (server.peer, server.received) = (Some(segment.seq), 1);
-            server.peer_mac = default_mac(&segment.key.wan);
-            let accepts = accept.contains(&(segment.key.lan[3] & 0xff));
+            (server.own_mac, server.peer_mac) = (*frame.first_chunk().expect("a frame"), default_mac(&segment.key.wan));
+            // A server with the service's own address has no other that clients are sent to.
+            let asked = world.proxy.settings.policy.services.get(0).expect("a service");
+            let is_at_service = world.plan.reach == Reach::Mac;
+            let is_right = ((segment.key.lan, segment.key.lan_port) == (asked.address, asked.port)) == is_at_service;
+            let accepts = is_right && accept.iter().any(|&last| server.own_mac == mac_of_server(last));
             let answer = server.frame(0, &[], if accepts { Flags::SYN } else { Flags::RST });
             world.process(side, &answer);
             if accepts {
@@ -1083,6 +1092,22 @@ fn a_server_that_does_not_accept_gets_no_clients_until_it_does() {
         |server: &crate::ServerStatus| (server.address[3] & 0xff, server.weight, server.is_drained, server.is_known);
     let known: Vec<_> = service.servers.iter().map(known).collect();
     assert_eq!(known, [(10, 1, true, true), (11, 1, false, true), (12, 0, false, true)]);
+}
+
+#[test]
+fn servers_with_the_service_s_own_address_are_asked_there() {
+    let (calm_world, _) = calm(false);
+    let server = |last| ServiceServer { address: address(false, last), port: PORT, weight: 1 };
+    let mut world = World::with(Plan { reach: Reach::Mac, ..calm_world.plan }, |service| {
+        service.routes = Vec::new();
+        service.default = vec![server(10), server(11), server(12)];
+        service.pool = vec![address(false, 200)];
+        service.check = Some(HealthCheck { every: Duration::from_secs(1), rise: 2, fall: 3 });
+    });
+    servers_answer(&mut world, &[10, 12], 5);
+    let [service] = &world.proxy.service_status()[..] else { panic!("there is one service") };
+    let up: Vec<_> = service.servers.iter().map(|server| server.is_up).collect();
+    assert_eq!(up, [true, false, true]);
 }
 
 #[test]

@@ -180,6 +180,8 @@ pub struct Server {
     pub side: Side,
     /// The address of the box that asks whether it accepts connections, and its Ethernet address.
     pub asker: (Addr, Mac),
+    /// The address at which it is asked: where its clients are sent, so the service's where it has that itself ([`Reach::Mac`]).
+    pub asked: Addr,
     /// How often it is asked, if at all.
     pub check: Option<HealthCheck>,
 }
@@ -359,7 +361,9 @@ impl Services {
                     let &ServiceServer { address, port, .. } = own;
                     let hop = config.next_hop.unwrap_or(address);
                     let next_hop = self.next_hop(NextHop { address: hop, v6, vlan, side, asker });
-                    let server = Server { address, port, v6, vlan, next_hop, side, asker, check: config.check };
+                    let asked = if reach == Reach::Mac { config.address } else { address };
+                    let check = config.check;
+                    let server = Server { address, port, v6, vlan, next_hop, side, asker, asked, check };
                     Member::new(self.server(server), own)
                 })
                 .collect(),
@@ -433,7 +437,7 @@ impl Services {
         // One service that asks is enough.
         let known = &mut self.servers[usize::from(number)];
         if known.check.is_none() && server.check.is_some() {
-            (known.check, known.asker) = (server.check, server.asker);
+            (known.check, known.asker, known.asked) = (server.check, server.asker, server.asked);
         }
         number
     }

@@ -389,9 +389,13 @@ fn servers_with_the_service_s_own_address_are_told_apart_by_their_ethernet_addre
             (&stream).write_all(b"POST /x HTTP/1.1\r\nHost: any.example\r\n\r\n").expect("asking");
             traffic::exchange(&stream, 200_000, 200_000).expect("bulk");
         }
+        // The server is asked meanwhile, and refuses nothing.
+        std::thread::sleep(Duration::from_millis(2500));
     });
     drop(server);
-    assert!(proxy.stop().status.success());
+    let report = proxy.stop();
+    assert!(report.status.success());
+    assert!(report.figure("server-asked") >= Some(2) && report.figure("server-down").unwrap_or(0) == 0);
 }
 
 /// Each of two ends may be on either side, also on the same one.
