@@ -1273,6 +1273,31 @@ in_every_mode! {
         world.has_flows(0, 0);
     }
 
+    fn what_has_reached_the_server_unseen_is_known_once_the_server_acknowledges_it(world, client, server) {
+        // While no box was there (its process was dead, or a frame passed beside it) the client's bytes, whose numbers are the same on both
+        // sides, reached the server, which may accept them even where their acknowledgement is of the other side's numbers.
+        let mut transfer = linux(&world, &client, &server);
+        transfer.client(PSH, 100);
+        transfer.server(PSH, 200);
+        transfer.client(0, 0);
+        for unseen in [1, 1000, 20_000] {
+            transfer.client_sent += unseen;
+            transfer.server(PSH, 50);
+            transfer.client(PSH, 10);
+            transfer.server(0, 0);
+        }
+        transfer.client(0, 0);
+        // But no server acknowledges more than it has granted.
+        let j = transfer.joined.clone();
+        let (server_ts, client_ts) = (SERVER_TS + 20, CLIENT_TS + 20);
+        server.sends(ack(j.s(350), j.c(50_000_000)).nop().nop().ts(server_ts, client_ts));
+        client.gets(ack(j.o(350), j.c(50_000_000)).any_window().any_options());
+        client.sends(data(j.c(50_000_000), j.o(350), 10).nop().nop().ts(client_ts, j.ts_out(server_ts)));
+        server.gets(nothing());
+        client.gets(ack(j.o(350), j.c(transfer.client_sent)).any_window().any_options());
+        transfer.closes_from_the_client();
+    }
+
     fn challenges_are_limited(world, client, server) {
         let mut transfer = linux(&world, &client, &server);
         let j = transfer.joined.clone();
