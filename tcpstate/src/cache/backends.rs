@@ -480,8 +480,7 @@ mod tests {
             ..ServiceConfig::at([0, 0, 0xffff, last], 80)
         };
         let mut backends = Backends::default();
-        let configs =
-            [at(1, Reach::Mac, vec![server(2), server(3)]), at(9, Reach::Full, vec![server(4)])];
+        let configs = [at(1, Reach::Mac, vec![server(2), server(3)]), at(9, Reach::Full, vec![server(4)])];
         backends.set(&Services::new(&configs), now);
         let mut keys = Vec::new();
         while let Some(Step::Ask(question)) = backends.next_step(now, |_| true) {
