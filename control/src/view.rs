@@ -2,6 +2,7 @@
 
 use crate::Stats;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// One of the two ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -224,6 +225,9 @@ pub struct DestinationMode {
     pub proved: u64,
     /// SYNs that were dropped for the rate of their source's network, since the start.
     pub limited: u64,
+    /// Segments that were dropped since the start, by the reasons there were.
+    #[serde(default)]
+    pub drops: BTreeMap<String, u64>,
 }
 
 /// What was usual of a destination while it was not attacked, second by second, and the thresholds that follow from it.

@@ -6,6 +6,7 @@ use std::path::Path;
 use synproxy::metrics::descriptors::{
     Descriptor, Family, ServiceMetric, ServiceServerMetric, TABLE, TargetMetric, Timed, Total,
 };
+use synproxy::metrics::prometheus::POLICY_DROPS;
 
 /// How the control socket gives the metrics of a family.
 fn in_stats(family: Family) -> &'static str {
@@ -82,6 +83,11 @@ while frames arrive, and in `synctl top`: everywhere by the same name, which the
         let (label, kind, unit) = (description.label, description.kind.label(), description.unit.label());
         let _ = writeln!(text, "| `{label}` | {kind} | {unit} | {} | `{series}` |", description.meaning);
     }
+    let _ = writeln!(
+        text,
+        "| `drops` | counter | segments | Segments that were dropped, and ICMP errors that quote one, by [reason](drops.md). What the kernel's program \
+         drops before a worker sees it is not among them, nor frames that are no segments. | `{POLICY_DROPS}{{policy,reason}}` |"
+    );
     text.push_str(
         "\n## Services\n\nOf each [service](services.md), by the label `service`, which is its address and port, and of each of its servers, by the label \
          `server` besides. Written by: the workers, which are asked at each scrape. In `synctl services --json`.\n\n\

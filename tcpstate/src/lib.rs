@@ -46,7 +46,7 @@ pub use metric::{Description, MetricKind, Unit};
 pub use owner::Owners;
 pub use policy::Policy;
 pub use policy::lists::{List, Lists};
-pub use policy::mode::{Directive, Target, TargetCounts, TargetKey};
+pub use policy::mode::{Directive, Target, TargetCounts, TargetDrops, TargetKey};
 pub use policy::servers::{ServerEntry, ServerTable};
 pub use proxy::{
     ConnectAttempt, Egress, Footprint, Forwarded, Memory, Metadata, NameAnswer, NameQuestion, Proxy, Secrets,

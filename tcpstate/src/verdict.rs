@@ -296,7 +296,7 @@ crate::metrics! {
 crate::metrics! {
     /// What the engine times, to a millisecond.
     pub enum Timing: Histogram, Nanoseconds {
-        /// From a SYN that the SYN cache keeps to the acknowledgement that proves its client: the client's round-trip time.
+        /// From a SYN that the SYN cache keeps to the acknowledgement that proves its client: the client's round-trip time. A cookie keeps no time.
         ClientHandshake = "client-handshake",
         /// From the first SYN to a server to its SYN-ACK, retransmissions included.
         ServerConnect = "server-connect",
@@ -321,6 +321,11 @@ impl Counters {
     /// Frames dropped for this reason.
     pub fn dropped(&self, reason: DropReason) -> u64 {
         self.drops[reason as usize]
+    }
+
+    /// Frames dropped, by reason.
+    pub fn drops(&self) -> &[u64; DropReason::COUNT] {
+        &self.drops
     }
 
     /// How often this happened.

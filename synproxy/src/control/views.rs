@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 use tcpstate::config::Network;
 use tcpstate::wire::Addr;
 use tcpstate::{
-    Connection, End, Event, Explanation, Field, Filter, Head, ServerStatus, ServiceStatus, Side, State, Verdict,
+    Connection, DropReason, End, Event, Explanation, Field, Filter, Head, ServerStatus, ServiceStatus, Side, State,
+    Verdict,
 };
 
 /// Bytes before a frame that is explained, as many as a frame of a pool has at least.
@@ -369,7 +370,8 @@ fn server(status: &ServerStatus) -> ServiceServer {
 
 /// A destination and its mode.
 pub fn destination(status: &TargetStatus) -> DestinationMode {
-    let TargetStatus { target, wanted, present, since, switches, counts, in_flight, syn_rate, .. } = status;
+    let TargetStatus { target, wanted, present, since, switches, counts, drops, in_flight, syn_rate, .. } = status;
+    let drops = DropReason::ALL.iter().zip(drops).filter(|(_, count)| **count > 0);
     DestinationMode {
         destination: target.to_string(),
         mode: wanted.label().to_owned(),
@@ -383,6 +385,7 @@ pub fn destination(status: &TargetStatus) -> DestinationMode {
         answered: counts.answered,
         proved: counts.proved,
         limited: counts.limited,
+        drops: drops.map(|(reason, &count)| (reason.label().to_owned(), count)).collect(),
     }
 }
 

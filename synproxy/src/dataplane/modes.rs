@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 use tcpstate::config::Mode;
-use tcpstate::{Directive, Instant, Target, TargetCounts, TargetKey};
+use tcpstate::{Directive, DropReason, Instant, Target, TargetCounts, TargetDrops, TargetKey};
 
 /// How often a worker publishes its counts, and how often they are summed up while any target is in mode `auto`.
 pub const PERIOD: Duration = Duration::from_millis(10);
@@ -111,6 +111,8 @@ pub struct TargetStatus {
     pub switches: u64,
     /// What all workers have counted.
     pub counts: TargetCounts,
+    /// What all workers have dropped, by reason.
+    pub drops: TargetDrops,
     /// Cookies that may still be acknowledged.
     pub in_flight: u64,
     /// SYNs a second, lately.
@@ -120,23 +122,44 @@ pub struct TargetStatus {
 }
 
 /// What one worker has published of one target.
-#[derive(Default)]
 struct Cell {
     half_open: AtomicU64,
     passed: AtomicU64,
     answered: AtomicU64,
     proved: AtomicU64,
     limited: AtomicU64,
+    dropped: AtomicU64,
+    /// By reason; written only when the sum has changed.
+    drops: [AtomicU64; DropReason::COUNT],
+}
+
+impl Default for Cell {
+    fn default() -> Self {
+        let zero = AtomicU64::default;
+        Self {
+            half_open: zero(),
+            passed: zero(),
+            answered: zero(),
+            proved: zero(),
+            limited: zero(),
+            dropped: zero(),
+            drops: std::array::from_fn(|_| zero()),
+        }
+    }
 }
 
 impl Cell {
-    fn publish(&self, counts: &TargetCounts) {
-        let TargetCounts { half_open, passed, answered, proved, limited } = *counts;
+    fn publish(&self, counts: &TargetCounts, drops: &TargetDrops) {
+        let TargetCounts { half_open, passed, answered, proved, limited, dropped } = *counts;
         self.half_open.store(half_open, Ordering::Relaxed);
         self.passed.store(passed, Ordering::Relaxed);
         self.answered.store(answered, Ordering::Relaxed);
         self.proved.store(proved, Ordering::Relaxed);
         self.limited.store(limited, Ordering::Relaxed);
+        if self.dropped.load(Ordering::Relaxed) != dropped {
+            self.dropped.store(dropped, Ordering::Relaxed);
+            self.drops.iter().zip(drops).for_each(|(cell, &count)| cell.store(count, Ordering::Relaxed));
+        }
     }
 
     fn read(&self) -> TargetCounts {
@@ -147,6 +170,7 @@ impl Cell {
             answered: load(&self.answered),
             proved: load(&self.proved),
             limited: load(&self.limited),
+            dropped: load(&self.dropped),
         }
     }
 }
@@ -196,7 +220,16 @@ impl Sheet {
             answered: sum.answered + own.answered,
             proved: sum.proved + own.proved,
             limited: sum.limited + own.limited,
+            dropped: sum.dropped + own.dropped,
         })
+    }
+
+    fn sum_of_drops(&self, target: usize) -> TargetDrops {
+        let drops = |reason: usize| {
+            let own = self.rows.iter().map(|row| row.cells[target].drops[reason].load(Ordering::Relaxed));
+            own.sum()
+        };
+        std::array::from_fn(drops)
     }
 }
 
@@ -384,7 +417,7 @@ impl ModeLink {
         }
         let row = &self.sheet.rows[self.worker];
         for (target, cell) in (0..).zip(&row.cells) {
-            cell.publish(&engine.target_counts(target));
+            cell.publish(&engine.target_counts(target), engine.target_drops(target));
         }
         row.is_written.store(true, Ordering::Release);
     }
@@ -680,6 +713,7 @@ impl Coordinator {
             since: history.since,
             switches: history.switches,
             counts: self.sheet.sum(number),
+            drops: self.sheet.sum_of_drops(number),
             in_flight: history.in_flight,
             syn_rate: history.syn_rate,
             baseline: history.baseline.clone(),

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use tcpstate::config::Mode;
 use tcpstate::histogram::{self, BOUNDED};
-use tcpstate::{Histogram, MetricKind};
+use tcpstate::{DropReason, Histogram, MetricKind};
 
 /// The content type of the format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -102,8 +102,20 @@ pub fn targets(targets: &[TargetStatus]) -> String {
             let _ = writeln!(text, "{name}{{policy=\"{policy}\"}} {}", metric.of(status));
         }
     }
+    let name = POLICY_DROPS;
+    let _ =
+        writeln!(text, "# HELP {name} Segments of a destination that were dropped, by reason.\n# TYPE {name} counter");
+    for status in targets {
+        let policy = escaped(&status.target.to_string());
+        for (reason, count) in DropReason::ALL.iter().zip(status.drops) {
+            let _ = writeln!(text, "{name}{{policy=\"{policy}\",reason=\"{}\"}} {count}", reason.label());
+        }
+    }
     text
 }
+
+/// The drops of destinations, in Prometheus.
+pub const POLICY_DROPS: &str = "synproxy_policy_dropped_segments_total";
 
 /// What is counted of services, by the label `service`, and of their servers, by the label `server` besides.
 pub fn services(services: &[ServiceState]) -> String {
@@ -296,6 +308,11 @@ mod tests {
             since: tcpstate::Instant::from_secs(1),
             switches: 3,
             counts: TargetCounts { half_open: 5, passed: 6, ..TargetCounts::default() },
+            drops: {
+                let mut drops = [0; DropReason::COUNT];
+                drops[DropReason::BadCookie as usize] = 7;
+                drops
+            },
             in_flight: 8,
             syn_rate: 9,
             baseline: Baseline::default(),
@@ -310,11 +327,12 @@ mod tests {
             "# TYPE synproxy_policy_passed_segments_total counter",
             "synproxy_policy_passed_segments_total{policy=\"everybody\"} 6",
             "synproxy_policy_switches_total{policy=\"everybody\"} 3",
+            "synproxy_policy_dropped_segments_total{policy=\"192.0.2.0/24:443 vlan 7\",reason=\"bad-cookie\"} 7",
         ] {
             assert!(text.lines().any(|own| own == line), "{line}\n{text}");
         }
         let types: Vec<&str> = text.lines().filter(|line| line.starts_with("# TYPE ")).collect();
-        assert_eq!(types.iter().collect::<BTreeSet<_>>().len(), 1 + TargetMetric::COUNT);
+        assert_eq!(types.iter().collect::<BTreeSet<_>>().len(), 2 + TargetMetric::COUNT);
     }
 
     #[test]

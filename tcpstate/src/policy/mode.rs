@@ -4,8 +4,8 @@
 //! connection too many half-open: [`Proxy::next_alarm`](crate::Proxy::next_alarm) says so. Everything else is decided for all workers together, by who sums up
 //! what they count, and [directed](crate::Proxy::direct).
 
-use crate::Instant;
 use crate::config::{Auto, DestinationRule, Mode, Network};
+use crate::{DropReason, Instant};
 use core::fmt;
 use core::time::Duration;
 use std::collections::HashMap;
@@ -102,7 +102,12 @@ pub struct TargetCounts {
     pub proved: u64,
     /// SYNs that were dropped because their source's network had spent its tokens.
     pub limited: u64,
+    /// Segments, and ICMP errors that quote one, that were dropped for whatever reason ([`Proxy::target_drops`](crate::Proxy::target_drops)).
+    pub dropped: u64,
 }
+
+/// What one worker has dropped of a target, by reason.
+pub type TargetDrops = [u64; DropReason::COUNT];
 
 /// One target, as the engine has it.
 #[derive(Clone)]
@@ -121,12 +126,15 @@ struct State {
     answered: u64,
     proved: u64,
     limited: u64,
+    dropped: u64,
 }
 
 /// The targets of one worker.
 #[derive(Clone)]
 pub(crate) struct Modes {
     states: Vec<State>,
+    /// What is dropped of each, where that is counted apart.
+    drops: Vec<TargetDrops>,
     /// Whether any target passes SYNs.
     any_passes: bool,
     /// Whether any may ever have, so that there may be connections that are not touched.
@@ -155,9 +163,12 @@ impl Modes {
             answered: 0,
             proved: 0,
             limited: 0,
+            dropped: 0,
         };
+        let apart = if targets.len() > 1 { targets.len() } else { 0 };
         let mut modes = Self {
             states: targets.iter().map(state).collect(),
+            drops: vec![[0; DropReason::COUNT]; apart],
             any_passes: false,
             may_have_passed: false,
             is_plain: true,
@@ -179,10 +190,10 @@ impl Modes {
     ) {
         self.any_adopts_until = former_modes.any_adopts_until;
         self.may_have_passed |= former_modes.may_have_passed;
-        let former: HashMap<TargetKey, &State> =
-            former.iter().map(|target| target.key).zip(&former_modes.states).collect();
-        for (target, state) in own.iter().zip(&mut self.states) {
-            let Some(before) = former.get(&target.key) else {
+        let former: HashMap<TargetKey, usize> = former.iter().map(|target| target.key).zip(0..).collect();
+        for (number, (target, state)) in own.iter().zip(&mut self.states).enumerate() {
+            let place = former.get(&target.key);
+            let Some((place, before)) = place.and_then(|&place| Some((place, former_modes.states.get(place)?))) else {
                 // The connections of its servers were another target's.
                 state.cookies_until = now + state.grace;
                 state.adopt_until = now + adopt;
@@ -191,6 +202,9 @@ impl Modes {
             };
             (state.passed, state.answered) = (before.passed, before.answered);
             (state.proved, state.limited) = (before.proved, before.limited);
+            if let (Some(drops), Some(before)) = (self.drops.get_mut(number), former_modes.drops.get(place)) {
+                (*drops, state.dropped) = (*before, before.iter().sum());
+            }
             (state.cookies_until, state.adopt_until) = (before.cookies_until, before.adopt_until);
             let present = if state.is_auto && before.is_auto { before.present } else { state.present };
             state.present = before.present;
@@ -331,6 +345,20 @@ impl Modes {
         }
     }
 
+    /// A segment of a target was dropped, where that is counted apart.
+    pub(crate) fn note_dropped(&mut self, target: u32, reason: DropReason) {
+        if let (Some(state), Some(drops)) = (self.states.get_mut(target as usize), self.drops.get_mut(target as usize))
+        {
+            state.dropped += 1;
+            drops[reason as usize] += 1;
+        }
+    }
+
+    /// What was dropped of a target, where that is counted apart.
+    pub(crate) fn drops(&self, target: u32) -> Option<&TargetDrops> {
+        self.drops.get(target as usize)
+    }
+
     /// What is counted of a target of which so many connections are half-open; nothing of one there is not.
     pub(crate) fn counts(&self, target: u32, half_open: u32) -> TargetCounts {
         self.states.get(target as usize).map_or_else(TargetCounts::default, |state| TargetCounts {
@@ -339,12 +367,13 @@ impl Modes {
             answered: state.answered,
             proved: state.proved,
             limited: state.limited,
+            dropped: state.dropped,
         })
     }
 
     /// The bytes that so many targets take, with what the flow table counts of them.
     pub(crate) fn bytes_needed(targets: usize) -> usize {
-        targets * (size_of::<State>() + size_of::<Target>() + 3 * size_of::<u32>())
+        targets * (size_of::<State>() + size_of::<TargetDrops>() + size_of::<Target>() + 3 * size_of::<u32>())
     }
 }
 

@@ -895,7 +895,7 @@ mod tests {
         } else {
             proxy.on_segment(side, &segment, &meta, found, head, now, &mut NoEgress)
         };
-        (proxy.conclude(side, verdict), meta.hash)
+        (proxy.conclude(side, &segment.key, verdict), meta.hash)
     }
 
     #[test]

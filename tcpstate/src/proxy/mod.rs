@@ -681,14 +681,18 @@ impl Proxy {
                     }
                     _ => self.on_segment(side, segment, meta, found, head, now, egress),
                 };
-                self.conclude(side, verdict)
+                self.conclude(side, &segment.key, verdict)
             }
             Parsed::Error(quote) => {
                 let receiver = match self.settings.policy.services.any_turned() {
                     true => self.table.find(&quote.key, meta.hash).map(|id| self.port_of(id, side.other())),
                     false => None,
                 };
-                turn(self.on_icmp_error(side, quote, meta.hash, head, now, egress), side, receiver)
+                let verdict = self.on_icmp_error(side, quote, meta.hash, head, now, egress);
+                if let Verdict::Drop(reason) = verdict {
+                    self.note_dropped(&quote.key, reason);
+                }
+                turn(verdict, side, receiver)
             }
             Parsed::StrayError => {
                 // What it is about cannot be read: it is for everybody.
@@ -722,8 +726,9 @@ impl Proxy {
 
     /// Counts what becomes of a segment.
     #[inline(always)]
-    fn conclude(&mut self, side: Side, verdict: Verdict) -> Verdict {
+    fn conclude(&mut self, side: Side, key: &FlowKey, verdict: Verdict) -> Verdict {
         if let Verdict::Drop(reason) = verdict {
+            self.note_dropped(key, reason);
             return self.counters.drop(reason);
         }
         self.counters.count(match side {
@@ -731,6 +736,14 @@ impl Proxy {
             Side::Wan => Event::WanSegment,
         });
         verdict
+    }
+
+    /// Counts what was dropped of a target, where targets are counted apart.
+    #[inline(always)]
+    fn note_dropped(&mut self, key: &FlowKey, reason: DropReason) {
+        if self.settings.modes.count_apart() {
+            self.settings.modes.note_dropped(self.settings.policy.rule(key).target, reason);
+        }
     }
 
     /// A segment of the flow that was found, or of none, sorted by its kind once: the general case of both fast paths, which do what is done here.

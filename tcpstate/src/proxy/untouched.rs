@@ -12,7 +12,7 @@ use crate::flow::table::wheel::tick;
 use crate::flow::{Flow, FlowFlags, State};
 use crate::policy::Rule;
 use crate::policy::limit::Admission;
-use crate::policy::mode::{Directive, Target, TargetCounts};
+use crate::policy::mode::{Directive, Target, TargetCounts, TargetDrops};
 use crate::seq::SeqNum;
 use crate::wire::{Flags, FlowKey, Kind, Options};
 use crate::{DropReason, Egress, Event, Instant, Side, Verdict};
@@ -57,7 +57,19 @@ impl Proxy {
             passed: happened(Event::PassedByMode),
             answered: happened(Event::SynAnswered) - happened(Event::SynRepeated),
             proved: happened(Event::CacheHit) + happened(Event::CookieGood),
+            dropped: self.counters.drops().iter().sum(),
             ..own
+        }
+    }
+
+    /// What this worker has dropped of a target, by reason; nothing of a number that no target has. Frames that are no segments, nor errors about one,
+    /// are of no target, unless there is none but everybody.
+    pub fn target_drops(&self, target: u32) -> &TargetDrops {
+        const NONE: TargetDrops = [0; DropReason::COUNT];
+        match self.settings.modes.drops(target) {
+            Some(drops) => drops,
+            None if target == 0 => self.counters.drops(),
+            None => &NONE,
         }
     }
 

@@ -540,6 +540,13 @@ in_every_mode! {
         assert_eq!((counts(&world, attacked).half_open, counts(&world, 3 - attacked).half_open), (3, 3));
         assert_eq!(counts(&world, 0).half_open, 3, "a block without a mode is everybody's");
         world.pair_to(0, 1, 5, 12).0.passes(call(&world));
+        // What is dropped is dropped of the destination it was for.
+        for port in 6..9 {
+            world.pair_to(0, 1, port, 11).0.sends_in_vain(ack(CLIENT_ISN + 1, 77), DropReason::BadCookie);
+        }
+        let dropped = [0, attacked, 3 - attacked]
+            .map(|target| world.operate(|proxy, _| proxy.target_drops(target)[DropReason::BadCookie as usize]));
+        assert_eq!((dropped, counts(&world, attacked).dropped), ([0, 3, 0], 3));
     }
 
     fn a_table_that_is_a_sixteenth_half_open_stops_it_too(world, client, server) {
