@@ -80,7 +80,7 @@ const EFFECTS: &[(Effect, &[&str])] = &[
             "link_loss",
             "events.file",
             "events.syslog",
-            "events.command",
+            "events.on_event",
             "events.commands",
             "events.command_timeout",
             "events.attack_begin",

@@ -959,7 +959,7 @@ pub(crate) const KEYS: &[Key] = &[
     },
     Key {
         section: EVENTS,
-        name: "command",
+        name: "on_event",
         takes: Takes::Command,
         unit: "",
         help: "what is run for each event, which it gets on its standard input",
@@ -991,7 +991,7 @@ pub(crate) const KEYS: &[Key] = &[
 ];
 
 /// Former names of keys, which are read as their present ones.
-const FORMER_NAMES: &[(&str, &str)] = &[("pen_frames", "held_frames")];
+const FORMER_NAMES: &[(&str, &str)] = &[("pen_frames", "held_frames"), ("command", "on_event")];
 
 /// The present name of a key.
 pub(crate) fn present_name(name: &str) -> &str {

@@ -122,7 +122,7 @@ fn a_destination_beyond_capacity_is_announced_as_a_blackhole_and_withdrawn_again
     let state = leftovers::file("blackholes");
     let command = format!("{} -g {} -s {}", script().display(), gobgp("gobgp").display(), state.display());
     let config = format!(
-        "{} events = {{ command = \"{command}\"; attack_begin = 500; attack_end = 100; attack_end_after = 3; capacity = 2000; }};",
+        "{} events = {{ on_event = \"{command}\"; attack_begin = 500; attack_end = 100; attack_end_after = 3; capacity = 2000; }};",
         netns::CACHE_ON
     );
     let appliance = Appliance::start(&rig, Backend::Driver, &config);

@@ -229,7 +229,7 @@ fn the_socket_is_somewhere_or_nowhere() {
 fn events_go_to_a_file_a_syslog_server_and_a_command() {
     let parsed = |text: &str| parse(&framed(&format!("events = {{ {text} }};")), "c");
     let config = accepted(&framed(
-        "events = { file = \"/var/log/x y.json\"; syslog = \"[2001:db8::1]:514\"; command = \"/bin/x -v\"; attack_begin = 900; };",
+        "events = { file = \"/var/log/x y.json\"; syslog = \"[2001:db8::1]:514\"; on_event = \"/bin/x -v\"; attack_begin = 900; };",
     ));
     assert_eq!(config.events.file, Some("/var/log/x y.json".into()));
     assert_eq!(config.events.syslog, Some(Syslog::Udp("[2001:db8::1]:514".parse().expect("an address"))));
@@ -457,6 +457,9 @@ fn a_block_and_a_list_may_name_the_same_servers_unless_they_contradict_each_othe
 #[test]
 fn the_former_name_of_a_key_is_read() {
     assert_eq!(accepted(&framed("pen_frames = 7;")).engine.held_frames, 7);
+    let of_events = accepted(&framed("events = { command = \"/bin/x\"; };"));
+    assert_eq!(of_events.events.command.as_deref(), Some("/bin/x"));
+    assert!(of_events.describe().contains("on_event"), "it is shown by its present name");
     let twice = parse(&framed("pen_frames = 7; held_frames = 8;"), "c").expect("accepted");
     assert_eq!((twice.config.engine.held_frames, twice.warnings.len()), (8, 1));
 }

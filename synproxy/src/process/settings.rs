@@ -193,7 +193,7 @@ fn event_outputs(config: &Config) -> impl Iterator<Item = (&'static str, String)
             Ok(file) if !file.is_file() || file.permissions().mode() & 0o111 == 0 => "that is no program",
             _ => return None,
         };
-        Some(("command", format!("`command = \"{program}\"`: {what}")))
+        Some(("on_event", format!("`on_event = \"{program}\"`: {what}")))
     });
     file.into_iter().chain(command)
 }
@@ -260,7 +260,10 @@ mod tests {
         assert!(wrong("/tmp/events.json", "/bin/sh -c true").is_empty());
         let said = wrong("/nowhere/at/all", "/nowhere/at/all -v");
         assert!(said.len() == 2 && said[0].contains("no such directory"), "{said:?}");
-        assert!(said[1].starts_with("command: `command = \"/nowhere/at/all\"`: there is no such program"), "{said:?}");
+        assert!(
+            said[1].starts_with("on_event: `on_event = \"/nowhere/at/all\"`: there is no such program"),
+            "{said:?}"
+        );
         let said = wrong("/tmp", "/etc/passwd");
         assert!(said[0].ends_with("a directory is there") && said[1].ends_with("that is no program"), "{said:?}");
     }

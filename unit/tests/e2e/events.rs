@@ -245,7 +245,7 @@ fn a_command_that_hangs_is_killed_and_frames_go_on() {
     let text = "#!/bin/sh\nls -l /proc/self/fd >$1/open.$$\nmv $1/open.$$ $1/open\nsleep 1000 &\necho $! >>$1/pids\nsleep 1000\n";
     fs::write(&script, text).expect("writing a script");
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("making it executable");
-    let settings = "command = \"HERE/hang HERE\"; command_timeout = 1; commands = 2;";
+    let settings = "on_event = \"HERE/hang HERE\"; command_timeout = 1; commands = 2;";
     let it = Box::start_in(directory, &rig, Backend::Driver, settings, netns::CACHE_ON, &[]);
     let server = rig.server.serve(netns::SERVER_V4, 80, traffic::echo);
     talk(&rig, &server);
@@ -344,7 +344,7 @@ fn the_end_of_a_box_whose_port_is_gone_is_its_last_event() {
     let script = directory.join("last");
     fs::write(&script, "#!/bin/sh\ncat >>$1/seen\n").expect("writing a script");
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("making it executable");
-    let settings = "file = \"HERE/file\"; command = \"HERE/last HERE\";";
+    let settings = "file = \"HERE/file\"; on_event = \"HERE/last HERE\";";
     let it = Box::start_in(directory, &rig, Backend::Packet, settings, netns::CACHE_ON, &[]);
     let pid = it.proxy.pid();
     rig.client.sh("ip link del c0");
