@@ -13,7 +13,7 @@ use crate::metrics::events::Journal;
 use crate::metrics::snapshot::{Board, Snapshot};
 use crate::metrics::top_talkers;
 use crate::process::clock;
-use crate::process::log::LogControl;
+use crate::process::log::{AUDIT, LogControl};
 use crate::state::Keeper;
 use ::control::wire::Operation;
 use ::control::{
@@ -153,17 +153,19 @@ impl ControlApi {
         if role < needed {
             self.board.count(ControlMetric::Forbidden);
             if let Some(asked) = asked {
-                info!("user {user} ({role}) is refused {asked}: it takes the role {needed}");
+                info!(target: AUDIT, "user {user} ({role}) is refused {asked}: it takes the role {needed}");
             }
             return Reply::refuse(Why::Forbidden, takes_role(&request, needed, role));
         }
         let reply = self.answer(request, client);
         match (asked, &reply) {
             (None, _) => {}
-            (Some(asked), Reply::Error(refusal)) => info!("user {user} ({role}): {asked}: {}", first_line(refusal)),
+            (Some(asked), Reply::Error(refusal)) => {
+                info!(target: AUDIT, "user {user} ({role}): {asked}: {}", first_line(refusal))
+            }
             (Some(asked), _) => {
                 self.board.count(ControlMetric::Changes);
-                info!("user {user} ({role}): {asked}");
+                info!(target: AUDIT, "user {user} ({role}): {asked}");
             }
         }
         reply

@@ -7,6 +7,7 @@
 
 use super::api::{Client, ControlApi};
 use crate::process::exit::Failure;
+use crate::process::log::AUDIT;
 use crate::process::privileges;
 use ::control::{Line, MAX_LOAD, MAX_REQUEST, Reply, Role, Why, read_line, write_line};
 use nix::sys::socket::{getsockopt, sockopt};
@@ -273,7 +274,7 @@ impl Refusals {
         self.since += 1;
         if self.logged.is_none_or(|logged| now.duration_since(logged) >= Duration::from_secs(1)) {
             let others = if self.since > 1 { format!(", nor were {} before", self.since - 1) } else { String::new() };
-            warn!("control socket: user {user} is not permitted{others}");
+            warn!(target: AUDIT, "control socket: user {user} is not permitted{others}");
             (self.logged, self.since) = (Some(now), 0);
         }
     }

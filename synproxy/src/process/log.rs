@@ -7,9 +7,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{panic, thread};
 use tracing::error;
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{fmt, reload};
+
+/// What is logged under this target is logged whatever the level is: who has changed something. Otherwise who may change the level could hide it.
+pub const AUDIT: &str = "audit";
 
 /// Reads and changes the log level.
 #[derive(Clone)]
@@ -74,7 +78,9 @@ fn filter(level: LogLevel) -> LevelFilter {
 /// # Panics
 /// If it is called twice.
 pub fn init(level: LogLevel) -> LogControl {
-    let (filter_layer, handle) = reload::Layer::new(filter(level));
+    let targets =
+        |level: LevelFilter| Targets::new().with_default(level).with_target(AUDIT, level.max(LevelFilter::INFO));
+    let (filter_layer, handle) = reload::Layer::new(targets(filter(level)));
     let lines = fmt::layer().with_target(false).with_ansi(stderr().is_terminal()).with_writer(stderr);
     tracing_subscriber::registry().with(filter_layer).with(lines).init();
     panic::set_hook(Box::new(|panic| {
@@ -85,7 +91,7 @@ pub fn init(level: LogLevel) -> LogControl {
     }));
     let apply = move |level| {
         // It fails only when the subscriber is gone, and that lives as long as the process.
-        let _ = handle.reload(level);
+        let _ = handle.reload(targets(level));
     };
     LogControl { apply: Arc::new(apply), level: Arc::new(AtomicUsize::new(level as usize)) }
 }

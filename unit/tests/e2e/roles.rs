@@ -82,7 +82,7 @@ fn each_role_may_do_what_it_takes_and_no_more() {
         ("config diff", Role::Read, false),
         ("drain", Role::Operate, true),
         ("drain --off", Role::Operate, true),
-        ("set log-level info", Role::Operate, true),
+        ("set log-level error", Role::Operate, true),
         ("reload", Role::Operate, true),
         (&format!("capture start wan {}", capture.display()), Role::Admin, true),
         (&format!("reload {}", file.display()), Role::Admin, true),
