@@ -79,12 +79,17 @@ fn visits(rig: &Rig, from: IpAddr, server: &Server) -> std::io::Result<TcpStream
 fn what_the_operator_lists_holds_for_new_connections_and_for_those_that_run_on_demand() {
     let file = leftovers::file("block.txt");
     fs::write(&file, "# a feed\n10.77.0.21 ; the first\n192.0.2.0/24\n").expect("a file");
+    let [always, allow] = ["always.txt", "allow.txt"].map(leftovers::file);
+    fs::write(&always, "10.77.0.23\n").expect("a file");
+    fs::write(&allow, "203.0.113.0/24\n203.0.113.7\n").expect("a file");
     let rig = Rig::new();
     add_addresses(&rig, [21, 22, 23]);
     clients_are_impatient(&rig);
     let config = format!(
-        "lists = {{ block_files = {{ \"{}\" }}; always = {{ \"10.77.0.23\" }}; }}; introductions = 1000;",
-        file.display()
+        "lists = {{ block_files = {{ \"{}\" }}; always_files = {{ \"{}\" }}; allow_files = {{ \"{}\" }}; }}; introductions = 1000;",
+        file.display(),
+        always.display(),
+        allow.display()
     );
     let the_box = Box::start(&rig, &config);
     let server = rig.server.serve(netns::SERVER_V4, 0, traffic::echo);
@@ -92,7 +97,7 @@ fn what_the_operator_lists_holds_for_new_connections_and_for_those_that_run_on_d
     let mut runs = visits(&rig, client(22), &server).expect("it is in no list");
     let mut proxied = visits(&rig, client(23), &server).expect("it is proxied");
     let shown = the_box.does("lists show");
-    assert!(shown.contains("block   2") && shown.contains("always  1"), "{shown}");
+    assert!(shown.contains("block   2") && shown.contains("always  1") && shown.contains("allow   2"), "{shown}");
     assert_eq!(the_box.does("lists show block"), "10.77.0.21\n192.0.2.0/24\n");
 
     // A change is in force when it is answered; connections that run go on.

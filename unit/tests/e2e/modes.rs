@@ -1,6 +1,7 @@
 //! Modes by destination between real kernels: a server's own queue for half-open connections is never filled in mode `auto`, switches lose no connection, and
 //! in mode `pass` the box is a cable.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -250,7 +251,9 @@ fn a_hundred_switches_under_load_lose_no_connection() {
     let rig = Rig::alone();
     let config = "mode = auto; shed = off; timeouts = { dl_half_open = 1; };
         auto = { enter_half_open = 24; leave_half_open = 16; stay = 100; grace = 134000; in_flight = 100; };";
-    let own = Box::start(&rig, config);
+    let events = leftovers::file("switches.json");
+    let config = format!("{config} events = {{ file = \"{}\"; }};", events.display());
+    let own = Box::start(&rig, &config);
     let server = serve(&rig);
     socket::listen(server.listener(), Backlog::new(4096).expect("the kernel's limit")).expect("listening again");
     let address = server.address;
@@ -315,7 +318,22 @@ fn a_hundred_switches_under_load_lose_no_connection() {
     });
     assert!(switches >= 100, "{switches} switches");
     let (short, after) = (short.into_inner(), rig.counters());
+    let Ok(Reply::Stats(stats)) = Client::connect(&own.socket).expect("a box listens").ask(&Request::Stats) else {
+        panic!("statistics")
+    };
     let said = own.proxy.stop().log;
+    let written = fs::read_to_string(&events).expect("the file of events");
+    let written: Vec<serde_json::Value> =
+        written.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect();
+    let to = |mode| move |event: &&serde_json::Value| event["event"] == "mode-switched" && event["to"] == mode;
+    for (to, from) in [(to("cookie"), "pass"), (to("pass"), "cookie")] {
+        let event = written.iter().find(to).expect("switches are written down");
+        assert!(event["destination"] == "everybody" && event["from"] == from, "{event}");
+        assert!(event["why"].as_str().is_some_and(|why| !why.is_empty()), "{event}");
+    }
+    let lines = said.iter().filter(|line| line.contains("mode of everybody: ")).count() as u64;
+    let reported = stats.total.reported_events["mode-switched"];
+    assert!(lines >= switches && reported >= switches, "{switches} switches, {lines} lines and {reported} events");
     let figure = |name: &str| said.iter().find(|line| line.trim_start().starts_with(name)).cloned().unwrap_or_default();
     note!("{short} short connections; {} {}", figure("passed-by-mode"), figure("cookie-good"));
     // Both kinds took part.

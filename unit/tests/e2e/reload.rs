@@ -30,12 +30,16 @@ struct Box {
 impl Box {
     /// Started with this configuration; the file is named as `name` makes of its path.
     fn start_as(rig: &Rig, config: &str, name: impl Fn(&Path) -> PathBuf, arguments: &[&str]) -> Box {
+        Self::start_on(rig, Backend::Packet, config, name, arguments)
+    }
+
+    fn start_on(rig: &Rig, backend: Backend, config: &str, name: impl Fn(&Path) -> PathBuf, arguments: &[&str]) -> Box {
         let [socket, file] = ["reload.sock", "reload.conf"].map(leftovers::file);
         write(&file, config);
         let [control, conf] =
             [format!("--control={}", socket.display()), format!("--config={}", name(&file).display())];
         let arguments = [&[control.as_str(), conf.as_str()], arguments].concat();
-        Box { proxy: Appliance::start_with(rig, Backend::Packet, "", &arguments), socket, file }
+        Box { proxy: Appliance::start_with(rig, backend, "", &arguments), socket, file }
     }
 
     fn start(rig: &Rig, config: &str) -> Box {
@@ -245,15 +249,24 @@ const CONFIGURATIONS: [&str; 3] = [
     "own_mss = 1400; mssmode = default; timeouts = { connected = 3600; };",
     "own_mss = 1300; mss = { 500, 1200, 1300 }; wscale = { 0, 3 }; own_wscale = 3; early = { \"10.77.0.0/16\" }; poll = interrupt; \
      ratehash = { timer_add = 500; network_prefix = 32; }; metrics = \"127.0.0.1:9117\"; passed_rate = 10;",
-    "tsmss = { 500, 1300 }; shed = off; closed_memory = 3; metrics = \"127.0.0.1:9118\"; control_read = 65533; log_level = warn; \
+    "tsmss = { 500, 1300 }; mode = auto; auto = { enter_half_open = 100000; leave_half_open = 90000; }; limits = { source_flows = 100000; source_rate = 100000; }; \
+     lists = { allow = { \"192.0.2.0/24\" }; block = { \"198.51.100.0/24\" }; }; events = { attack_begin = 900000; attack_end = 800000; }; shed = off; closed_memory = 3; metrics = \"127.0.0.1:9118\"; control_read = 65533; log_level = warn; \
      destinations = { { network = \"10.77.0.2\"; own_mss = 1200; timeouts = { connected = 60; }; } }; introductions = 3;",
 ];
 
 #[test]
 fn a_hundred_reloads_under_load_lose_no_frame_and_no_connection() {
-    let rig = Rig::new();
+    reloads_under_load(&Rig::new(), Backend::Packet, &["--workers=1"]);
+}
+
+#[test(alone)]
+fn a_hundred_reloads_under_load_lose_nothing_with_af_xdp_and_several_workers_either() {
+    reloads_under_load(&Rig::queued(3), Backend::Driver, &[]);
+}
+
+fn reloads_under_load(rig: &Rig, backend: Backend, arguments: &[&str]) {
     rig.middle.sh("ip link set lo up");
-    let it = Box::start_as(&rig, CONFIGURATIONS[0], Path::to_owned, &["--workers=1"]);
+    let it = Box::start_on(rig, backend, CONFIGURATIONS[0], Path::to_owned, arguments);
     let server = rig.server.serve(netns::SERVER_V4, 0, traffic::echo);
     let address = server.address;
     let over = AtomicBool::new(false);
@@ -262,7 +275,7 @@ fn a_hundred_reloads_under_load_lose_no_frame_and_no_connection() {
         for _ in 0..4 {
             // A connection that lasts, and one after the other that does not.
             let lasting = rig.client.connect(address).expect("connecting");
-            let (over, asked, opened, rig) = (&over, &asked, &opened, &rig);
+            let (over, asked, opened) = (&over, &asked, &opened);
             scope.spawn(move || {
                 let mut number = 0;
                 while !over.load(Ordering::Relaxed) {
