@@ -368,8 +368,8 @@ fn egress_filter(scene: &Scene) -> Vec<Found> {
     let found = scene.each(|port| {
         let first = port.egress_filters.first()?;
         let text = format!("{} has a filter at its egress ({first})", port.name);
-        let show = format!("tc filter show dev {} egress", word(&port.name));
-        Some(Found::new(Level::Error, text).at(port).mended_by(show))
+        let remove = format!("tc filter del dev {} egress", word(&port.name));
+        Some(Found::new(Level::Error, text).at(port).mended_by(remove))
     });
     or_ok(found, "no filter sees what this machine sends by the NIC")
 }
@@ -518,7 +518,7 @@ mod tests {
         assert_eq!(graver, []);
         stage.scene.ports[1].as_mut().unwrap().egress_filters = vec!["u32".into()];
         let found = find(&stage.complaints(), "egress-filter").unwrap();
-        assert_eq!((found.level, found.command.as_deref()), (Level::Error, Some("tc filter show dev wan0 egress")));
+        assert_eq!((found.level, found.command.as_deref()), (Level::Error, Some("tc filter del dev wan0 egress")));
     }
 
     #[test]

@@ -141,6 +141,13 @@ fn offloads_are_noted_with_the_command_that_switches_them_off() {
 }
 
 #[test]
+fn a_filter_of_what_the_machine_sends_is_taken_off_where_a_box_is_to_protect_it() {
+    let rig = Rig::new().with_default_offloads(false);
+    let wrong = "tc qdisc add dev s0 clsact; tc filter add dev s0 egress u32 match u32 0 0 action mirred egress redirect dev lo";
+    mended(&rig.server, "host s0", wrong, ("egress-filter", "error"), &["s0"]);
+}
+
+#[test]
 fn a_link_without_a_carrier_is_mended_at_its_other_end() {
     let rig = Rig::new();
     let ports = "lan1 wan0";
