@@ -43,12 +43,15 @@ const AT_ATTEMPTS: usize = 8;
 const AT_BUILD: usize = 9;
 /// The process that asks the one which uses the state to end; zero if none does.
 const AT_SUCCESSOR: usize = 13;
+/// The generation that is to be next, and the layout of its regions: of both it is the generation that counts which [`AT_GENERATION`] names, so that one
+/// store changes them together.
+const AT_NEXT: [usize; 2] = [14, 15];
 /// The two places of the secrets.
 const AT_KEPT: [usize; 2] = [64, 128];
 
 const AT_END: usize = AT_KEPT[1] + KEPT;
 const _: () = assert!(
-    AT_END <= WORDS && AT_BUILD + 4 <= AT_SUCCESSOR && AT_SUCCESSOR < AT_KEPT[0] && AT_KEPT[0] + KEPT <= AT_KEPT[1]
+    AT_END <= WORDS && AT_BUILD + 4 <= AT_SUCCESSOR && AT_NEXT[1] < AT_KEPT[0] && AT_KEPT[0] + KEPT <= AT_KEPT[1]
 );
 
 /// Words of a place of the secrets: its number, the secrets, the spread, two rotations of three words, and the checksum.
@@ -275,7 +278,9 @@ impl Header {
 
     /// The version of the regions' layout.
     pub fn layout(&self) -> u64 {
-        self.get(AT_LAYOUT)
+        let generation = self.get(AT_GENERATION);
+        let is_next = generation != 0 && generation == self.get(AT_NEXT[0]);
+        self.get(if is_next { AT_NEXT[1] } else { AT_LAYOUT })
     }
 
     /// The version of the program that wrote it, as far as it is text.
@@ -319,9 +324,22 @@ impl Header {
 
     /// From now on the files of this generation hold the regions, of the present layout.
     pub fn commit(&self, generation: u64) {
-        self.set(AT_LAYOUT, tcpstate::Memory::LAYOUT);
-        fence(Ordering::SeqCst);
-        self.set(AT_GENERATION, generation);
+        for (at, value) in Self::steps(generation, tcpstate::Memory::LAYOUT) {
+            self.set(at, value);
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    /// The stores by which a generation comes to count. Whichever is the last one before a kill, generation and layout fit each other.
+    fn steps(generation: u64, layout: u64) -> [(usize, u64); 5] {
+        [
+            (AT_NEXT[0], 0),
+            (AT_NEXT[1], layout),
+            (AT_NEXT[0], generation),
+            (AT_GENERATION, generation),
+            // For programs that know of no next one.
+            (AT_LAYOUT, layout),
+        ]
     }
 
     /// The generation of the files.
@@ -449,7 +467,9 @@ mod tests {
             Refused::Old { age: 301, keep: 300 }
         );
         assert_eq!(refused(Expected { now: Instant::from_secs(4999), ..EXPECTED }), Refused::Future);
-        header.set(AT_LAYOUT, tcpstate::Memory::LAYOUT + (1 << 32));
+        Header::steps(1, tcpstate::Memory::LAYOUT + (1 << 32))
+            .into_iter()
+            .for_each(|(at, value)| header.set(at, value));
         let layout = refused(EXPECTED).to_string();
         assert!(layout.contains(env!("CARGO_PKG_VERSION")) && !layout.contains('\n'), "{layout}");
         let header = begun();
@@ -457,6 +477,27 @@ mod tests {
         assert_eq!(header.examine(&EXPECTED).err(), Some(Refused::Attempts(ATTEMPTS)));
         header.ready();
         assert!(header.examine(&EXPECTED).is_ok());
+    }
+
+    #[test]
+    fn a_generation_that_is_not_finished_leaves_the_former_with_its_layout() {
+        const FORMER: u64 = 5;
+        // As a program left it that knew of no next generation, and as this one does after one or two.
+        for former in [&[][..], &[(3, 7)], &[(2, 7), (3, FORMER)]] {
+            for done in 0..=5 {
+                let header = header();
+                header.begin(&EXPECTED, &kept(1));
+                header.set(AT_LAYOUT, FORMER);
+                header.set(AT_GENERATION, 3);
+                for &(generation, layout) in former {
+                    Header::steps(generation, layout).into_iter().for_each(|(at, value)| header.set(at, value));
+                }
+                let before = (header.generation(), header.layout());
+                Header::steps(4, 9).into_iter().take(done).for_each(|(at, value)| header.set(at, value));
+                let expected = if done < 4 { before } else { (4, 9) };
+                assert_eq!((header.generation(), header.layout()), expected, "killed after {done} of {former:?}");
+            }
+        }
     }
 
     #[test]
