@@ -271,6 +271,7 @@ fn the_page_shows_a_flood_in_a_browser() {
         until("the page names the attack", || text("state").contains("under attack"));
         until("the targets are named", || text("targets").contains(&netns::SERVER_V4.to_string()));
         until("the destination's mode is told", || text("destinations").contains("cache"));
+        until("the sources are named", || text("sources").contains('.'));
         for client in &lasting {
             let own = client.local_addr().expect("an address").to_string();
             until("the connection is listed", || text("list").contains(&own));
@@ -283,10 +284,12 @@ fn the_page_shows_a_flood_in_a_browser() {
         until("the drops are told by reason", || !text("drops").contains("none"));
         thread::sleep(Duration::from_secs(5));
         for (name, [width, height]) in [("desk", [1280, 1000]), ("phone", [390, 844])] {
-            let rect = format!("{{\"width\":{width},\"height\":{height}}}");
-            browser.command("POST", "/window/rect", &rect);
+            let mobile = name == "phone";
+            let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile});
+            browser.emulate("Emulation.setDeviceMetricsOverride", size);
             thread::sleep(Duration::from_secs(1));
             browser.picture(&pictures.join(format!("{name}.png")));
+            assert_eq!(browser.value("window.innerWidth"), width, "{name}");
             let overflows = browser.value("document.documentElement.scrollWidth > window.innerWidth");
             assert_eq!(overflows, false, "nothing is cut off: {name}");
         }

@@ -222,6 +222,7 @@ fn a_nic_without_xdp_in_its_driver_has_a_box_as_well() {
 #[test]
 fn a_box_that_is_killed_leaves_the_machine_reachable_and_is_cleaned_up_after() {
     let rig = machine();
+    furnish(&rig);
     let echo = rig.server.serve(netns::SERVER_V4, 0, traffic::echo);
     let login = Session::open(&rig.client, echo.address);
     let (before, untouched) = (identity(&rig), traces(&rig));
