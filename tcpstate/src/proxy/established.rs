@@ -277,14 +277,20 @@ impl Proxy {
             (false, true) => (SLACK, SLACK),
             (false, false) => (SLACK, 0),
         };
+        let ack = self.outer_ack(ctx.side, ctx.segment, id);
         let mut sent = receiver.next + hidden;
-        if ctx.side == Side::Lan && ctx.kind == Kind::Ack && flow.is(FlowFlags::PROXIED) {
-            // The client's numbers are the same on both sides, so the server may have got what came while no box was there. A server knows best
-            // what it has got, and that is no more than it has granted.
+        // The client's numbers are the same on both sides, so the server may have got what came while no box was there. A server knows best what it
+        // has got, and that is no more than it has granted.
+        let may_know_more = ctx.side == Side::Lan && ctx.kind == Kind::Ack && flow.is(FlowFlags::PROXIED);
+        if may_know_more
+            && ack.after(sent)
+            && !flow.is(FlowFlags::REDIRECTED)
+            && !flow.has_finished(Side::Wan)
+            && ctx.is_sound()
+        {
             sent = SeqNum::new(SeqNum::later(sent.get(), (sender.acked + flow.granted(Side::Lan).0).get()));
         }
-        is_near(end, receiver.acked, receiver.acked + (granted + slack))
-            && is_near(self.outer_ack(ctx.side, ctx.segment, id), sender.acked, sent)
+        is_near(end, receiver.acked, receiver.acked + (granted + slack)) && is_near(ack, sender.acked, sent)
     }
 
     /// The acknowledgement number of a segment as the WAN counts: the client's is that already, and the server's is of the client's own numbers, to

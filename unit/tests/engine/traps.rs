@@ -1287,15 +1287,22 @@ in_every_mode! {
             transfer.server(0, 0);
         }
         transfer.client(0, 0);
-        // But no server acknowledges more than it has granted.
         let j = transfer.joined.clone();
+        // But no server acknowledges more than it has granted.
         let (server_ts, client_ts) = (SERVER_TS + 20, CLIENT_TS + 20);
         server.sends(ack(j.s(350), j.c(50_000_000)).nop().nop().ts(server_ts, client_ts));
         client.gets(ack(j.o(350), j.c(50_000_000)).any_window().any_options());
         client.sends(data(j.c(50_000_000), j.o(350), 10).nop().nop().ts(client_ts, j.ts_out(server_ts)));
         server.gets(nothing());
         client.gets(ack(j.o(350), j.c(transfer.client_sent)).any_window().any_options());
-        transfer.closes_from_the_client();
+        // And a damaged acknowledgement says nothing: the client's reset is still where it is expected.
+        let acked = j.c(transfer.client_sent + 5000);
+        let mut damaged = server.frame(&ack(j.s(350), acked).nop().nop().ts(server_ts, client_ts));
+        *damaged.last_mut().expect("it has bytes") ^= 1;
+        server.sends(damaged);
+        world.discard();
+        client.sends(rst(j.c(transfer.client_sent)));
+        server.gets(rst(j.c(transfer.client_sent)));
     }
 
     fn challenges_are_limited(world, client, server) {
