@@ -324,15 +324,17 @@ impl Header {
 
     /// From now on the files of this generation hold the regions, of the present layout.
     pub fn commit(&self, generation: u64) {
-        for (at, value) in Self::steps(generation, tcpstate::Memory::LAYOUT) {
+        for (at, value) in self.steps(generation, tcpstate::Memory::LAYOUT) {
             self.set(at, value);
             fence(Ordering::SeqCst);
         }
     }
 
     /// The stores by which a generation comes to count. Whichever is the last one before a kill, generation and layout fit each other.
-    fn steps(generation: u64, layout: u64) -> [(usize, u64); 5] {
+    fn steps(&self, generation: u64, layout: u64) -> [(usize, u64); 6] {
         [
+            // The last store may have been missing the last time.
+            (AT_LAYOUT, self.layout()),
             (AT_NEXT[0], 0),
             (AT_NEXT[1], layout),
             (AT_NEXT[0], generation),
@@ -467,9 +469,7 @@ mod tests {
             Refused::Old { age: 301, keep: 300 }
         );
         assert_eq!(refused(Expected { now: Instant::from_secs(4999), ..EXPECTED }), Refused::Future);
-        Header::steps(1, tcpstate::Memory::LAYOUT + (1 << 32))
-            .into_iter()
-            .for_each(|(at, value)| header.set(at, value));
+        header.steps(1, tcpstate::Memory::LAYOUT + (1 << 32)).into_iter().for_each(|(at, value)| header.set(at, value));
         let layout = refused(EXPECTED).to_string();
         assert!(layout.contains(env!("CARGO_PKG_VERSION")) && !layout.contains('\n'), "{layout}");
         let header = begun();
@@ -482,19 +482,20 @@ mod tests {
     #[test]
     fn a_generation_that_is_not_finished_leaves_the_former_with_its_layout() {
         const FORMER: u64 = 5;
-        // As a program left it that knew of no next generation, and as this one does after one or two.
-        for former in [&[][..], &[(3, 7)], &[(2, 7), (3, FORMER)]] {
-            for done in 0..=5 {
+        // As a program left it that knew of no next generation, and as this one does after one or two, of which the last may have been killed.
+        for former in [&[][..], &[(3, 7, 6)], &[(3, 7, 5)], &[(2, 7, 6), (3, FORMER, 5)]] {
+            for done in 0..=6 {
                 let header = header();
                 header.begin(&EXPECTED, &kept(1));
                 header.set(AT_LAYOUT, FORMER);
                 header.set(AT_GENERATION, 3);
-                for &(generation, layout) in former {
-                    Header::steps(generation, layout).into_iter().for_each(|(at, value)| header.set(at, value));
+                let step = |(at, value)| header.set(at, value);
+                for &(generation, layout, done) in former {
+                    header.steps(generation, layout).into_iter().take(done).for_each(step);
                 }
                 let before = (header.generation(), header.layout());
-                Header::steps(4, 9).into_iter().take(done).for_each(|(at, value)| header.set(at, value));
-                let expected = if done < 4 { before } else { (4, 9) };
+                header.steps(4, 9).into_iter().take(done).for_each(step);
+                let expected = if done < 5 { before } else { (4, 9) };
                 assert_eq!((header.generation(), header.layout()), expected, "killed after {done} of {former:?}");
             }
         }
