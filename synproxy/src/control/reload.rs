@@ -14,7 +14,7 @@ use crate::metrics::snapshot::Board;
 use crate::process::cli::Overrides;
 use crate::process::exit::Failure;
 use crate::process::listening::Listening;
-use crate::process::log::{self, LogControl};
+use crate::process::log::{self, AUDIT, LogControl};
 use crate::process::{clock, privileges, service_manager, settings};
 use ::control::{Change, Configuration, Effect, Overridden, Reloaded, Reply, Role, Setting, Why};
 use confparse::{Config, Events, LinkLoss, PortLoss};
@@ -373,15 +373,17 @@ fn report(reloaded: &Reloaded) {
     }
     let Reloaded { file, changes, .. } = reloaded;
     let without = changes.iter().filter(|change| change.reason.is_some()).count();
-    info!("reloaded {file}: {} changes, {without} of them without effect", changes.len());
+    info!(target: AUDIT, "reloaded {file}: {} changes, {without} of them without effect", changes.len());
     for Change { key, old, new, effect, reason } in changes {
         let [old, new] = [old, new].map(|value| shown(value.as_deref()));
         match (effect, reason) {
-            (Effect::Restart, Some(reason)) => warn!("`{key}`: {old} -> {new} takes a restart: {reason}"),
-            (_, Some(reason)) => info!("`{key}`: {old} -> {new} changes nothing: {reason}"),
-            (Effect::NewConnections, None) => info!("`{key}`: {old} -> {new}, for new connections"),
-            (Effect::NextEpoch, None) => info!("`{key}`: {old} -> {new}, from the next epoch on"),
-            (_, None) => info!("`{key}`: {old} -> {new}"),
+            (Effect::Restart, Some(reason)) => {
+                warn!(target: AUDIT, "`{key}`: {old} -> {new} takes a restart: {reason}")
+            }
+            (_, Some(reason)) => info!(target: AUDIT, "`{key}`: {old} -> {new} changes nothing: {reason}"),
+            (Effect::NewConnections, None) => info!(target: AUDIT, "`{key}`: {old} -> {new}, for new connections"),
+            (Effect::NextEpoch, None) => info!(target: AUDIT, "`{key}`: {old} -> {new}, from the next epoch on"),
+            (_, None) => info!(target: AUDIT, "`{key}`: {old} -> {new}"),
         }
     }
 }
