@@ -86,7 +86,7 @@ while frames arrive, and in `synctl top`: everywhere by the same name, which the
     let _ = writeln!(
         text,
         "| `drops` | counter | segments | Segments that were dropped, and ICMP errors that quote one, by [reason](drops.md). What the kernel's program \
-         drops before a worker sees it is not among them, nor frames that are no segments. | `{POLICY_DROPS}{{policy,reason}}` |"
+         drops before a worker sees it is not among them, and, where there are several destinations, neither are frames that are no segments. | `{POLICY_DROPS}{{policy,reason}}` |"
     );
     text.push_str(
         "\n## Services\n\nOf each [service](services.md), by the label `service`, which is its address and port, and of each of its servers, by the label \

@@ -287,8 +287,8 @@ impl Backends {
         }
     }
 
-    /// The slot of the server of a connection that another process has left there, with its number. Of several servers at the address of their
-    /// service it is the one with this number, which is the same one as long as the configuration names them in the same order.
+    /// The slot of the server of a connection that another process has left there, with the number of that process's slot. Of several servers at the
+    /// address of their service it is taken for the one with this number: the same one, unless servers were taken away since the former process began.
     pub fn slot_left(&self, left: Option<u16>, address: &Addr, port: u16, vlan: u16) -> Option<u16> {
         let is_there = |slot: &Slot| (slot.asked, slot.port, slot.vlan) == (*address, port, vlan);
         let by_number = || left.filter(|&left| self.slots.get(usize::from(left)).is_some_and(is_there));
