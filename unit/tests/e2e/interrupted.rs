@@ -256,13 +256,30 @@ fn the_demo_interrupted_leaves_nothing() {
     made.is_gone("SIGKILL to what started the demo, as make does");
 }
 
-/// The demo at work, started by this line of a shell.
-fn start_demo(line: &str) -> (Child, Made) {
+// Alone: it has a flood.
+#[test(alone)]
+fn the_demo_not_interrupted_shows_what_it_is_for() {
+    let output = demo("exec unit/demo.sh").stdout(Stdio::piped()).output().expect("starting the demo");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}: {said}", output.status);
+    for line in ["every byte as sent", "200 of 200 connected"] {
+        assert!(said.contains(line), "no {line} in {said}");
+    }
+}
+
+/// The demo, to be started by this line of a shell, with the programs of this build.
+fn demo(line: &str) -> Command {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate lies in the workspace");
     let mut command = Command::new("bash");
     command.args(["-c", line]).current_dir(root).process_group(0);
     command.env("SYNPROXY_BIN_DIR", program("synproxy").parent().expect("a program lies in a directory"));
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("starting the demo");
+    command.stdin(Stdio::null());
+    command
+}
+
+/// The demo at work, started by this line of a shell.
+fn start_demo(line: &str) -> (Child, Made) {
+    let mut child = demo(line).stdout(Stdio::null()).spawn().expect("starting the demo");
     let begin = Instant::now();
     loop {
         // The demo is the shell, or a child of it.
