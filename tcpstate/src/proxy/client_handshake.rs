@@ -313,7 +313,7 @@ impl Proxy {
         }
         // Who may be about to acknowledge our SYN-ACK does not get the server's beside it. Without the server's answers nobody completes anything.
         let is_answered = self.caches.recent_syns.was_answered(ctx.hash, ctx.segment.seq)
-            || former.is_some_and(|id| !self.gives_way(id))
+            || former.is_some_and(|id| !self.gives_way(id) && !self.may_pass_over(id))
             || self.caches.direct_returns.is_found(key);
         let is_forbidden = self.settings.policy.rule(key).signed == Action::Drop && Options::read(ctx.options()).signed;
         if is_answered || is_forbidden {
@@ -367,6 +367,13 @@ impl Proxy {
             State::LastAck => !flow.is(FlowFlags::PROXIED),
             _ => false,
         }
+    }
+
+    /// Whether a SYN of a proved source may pass over the remains of a connection of which nothing was touched, as it would over a cable: its ends alone
+    /// know whether it is over.
+    fn may_pass_over(&self, id: Id) -> bool {
+        let flow = &self.table[id];
+        flow.is_in(State::Unconfirmed) || flow.is_over() && self.is_untouched(id)
     }
 
     /// Whether a SYN belongs neither to a SYN-ACK of ours that its client may be about to acknowledge, nor to a live connection.

@@ -262,9 +262,24 @@ in_every_mode! {
             client.passes(stamped(ack(isn + 2, 2002)));
         }
         // And over a translated one, from its port.
-        let (client, server) = world.on_port(CLIENT_PORT);
+        let (client, _) = world.on_port(CLIENT_PORT);
         client.passes(a_syn(&client, 3_000_000));
-        let _ = server;
+    }
+
+    fn a_port_is_used_again_over_what_was_reset_in_the_midst_of_what_was_sent(world, client, server) {
+        let _ = (client, server);
+        let (world, client, server) = passing(&world, |_| ());
+        proves(&client, &server);
+        let (client, server) = world.on_port(2);
+        passes(&client, &server);
+        client.passes(data(1001, 2001, 100).nop().nop().ts(CLIENT_TS + 2, SERVER_TS));
+        client.passes(data(1101, 2001, 100).nop().nop().ts(CLIENT_TS + 2, SERVER_TS));
+        // The number of an application that has read but a part.
+        client.passes(rst(1101));
+        client.passes(a_syn(&client, 3_000_000));
+        server.passes(Terms::linux(world.mss()).on(syn_ack(4000, 3_000_001), (SERVER_TS, CLIENT_TS)));
+        client.passes(ack(3_000_001, 4001).nop().nop().ts(CLIENT_TS + 3, SERVER_TS));
+        assert_eq!(world.happened(Event::SynAnswered), 1, "when it proved itself");
     }
 
     fn a_network_that_has_spent_its_syns_does_not_lock_out_its_proved_sources(world, client, server) {
@@ -333,6 +348,25 @@ in_every_mode! {
         let (client, _) = world.on_port(2);
         let signed = syn(1000).mss(world.mss()).raw(&[19, 18, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1]);
         client.sends_in_vain(signed, DropReason::NotPassed);
+    }
+
+    fn a_port_is_used_again_over_what_was_seen_of_a_connection_from_before_a_restart(world, client, server) {
+        let _ = (client, server);
+        let mut config = None;
+        let (world, client, server) = passing(&world, |present| {
+            present.adopt_grace = Duration::from_secs(60);
+            config = Some(present.clone());
+        });
+        proves(&client, &server);
+        let (client, server) = world.on_port(2);
+        passes(&client, &server);
+        let config = config.expect("it was set");
+        world.operate(|proxy, now| *proxy = Proxy::new(&config, &Secrets::new([9; 48]), now));
+        server.passes(data(2001, 1001, 10).nop().nop().ts(CLIENT_TS + 2, SERVER_TS + 2));
+        let (other, other_server) = world.on_port(3);
+        proves(&other, &other_server);
+        client.passes(a_syn(&client, 900_000_000));
+        assert_eq!(world.happened(Event::SynAnswered), 1, "when it proved itself");
     }
 
     /// There is nothing of the box in it: neither numbers nor options.
