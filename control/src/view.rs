@@ -228,6 +228,9 @@ pub struct DestinationMode {
     /// Segments that were dropped since the start, by the reasons there were.
     #[serde(default)]
     pub drops: BTreeMap<String, u64>,
+    /// What has happened since the start, by the events there were.
+    #[serde(default)]
+    pub events: BTreeMap<String, u64>,
 }
 
 /// What was usual of a destination while it was not attacked, second by second, and the thresholds that follow from it.

@@ -6,7 +6,7 @@ use std::path::Path;
 use synproxy::metrics::descriptors::{
     Descriptor, Family, ServiceMetric, ServiceServerMetric, TABLE, TargetMetric, Timed, Total,
 };
-use synproxy::metrics::prometheus::POLICY_DROPS;
+use synproxy::metrics::prometheus::{POLICY_DROPS, POLICY_EVENTS};
 
 /// How the control socket gives the metrics of a family.
 fn in_stats(family: Family) -> &'static str {
@@ -87,6 +87,11 @@ while frames arrive, and in `synctl top`: everywhere by the same name, which the
         text,
         "| `drops` | counter | segments | Segments that were dropped, and ICMP errors that quote one, by [reason](drops.md). What the kernel's program \
          drops before a worker sees it is not among them, and, where there are several destinations, neither are frames that are no segments. | `{POLICY_DROPS}{{policy,reason}}` |"
+    );
+    let _ = writeln!(
+        text,
+        "| `events` | counter | by event | Each [event](#what-else-the-engine-did-by-event), as far as it is one of a connection or a segment of the destination. Where \
+         there are several destinations, frames that are not TCP, ARP, health checks of services and what the kernel's program drops are of none. | `{POLICY_EVENTS}{{policy,event}}` |"
     );
     text.push_str(
         "\n## Services\n\nOf each [service](services.md), by the label `service`, which is its address and port, and of each of its servers, by the label \

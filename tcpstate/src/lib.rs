@@ -8,6 +8,7 @@
 mod cache;
 pub mod config;
 mod cookie;
+mod counters;
 mod flow;
 mod head;
 pub mod histogram;
@@ -33,6 +34,7 @@ pub use cache::updates::ServerUpdate;
 pub use cache::vlan_pairs::VlanPair;
 pub use config::Config;
 pub use cookie::{CookieClock, Rotation};
+pub use counters::{Counters, Counts};
 pub use flow::map::{FlowMap, Found};
 pub use flow::table::{Adopted, Population, Redirect, Remains, Slab};
 pub use flow::{LAYOUT as RECORD_LAYOUT, State};
@@ -46,7 +48,7 @@ pub use metric::{Description, MetricKind, Unit};
 pub use owner::Owners;
 pub use policy::Policy;
 pub use policy::lists::{List, Lists};
-pub use policy::mode::{Directive, Target, TargetCounts, TargetDrops, TargetKey};
+pub use policy::mode::{Directive, Target, TargetCounts, TargetKey};
 pub use policy::servers::{ServerEntry, ServerTable};
 pub use proxy::{
     ConnectAttempt, Egress, Footprint, Forwarded, Memory, Metadata, NameAnswer, NameQuestion, Proxy, Secrets,
@@ -54,4 +56,4 @@ pub use proxy::{
 };
 pub use side::{PerSide, Side};
 pub use time::Instant;
-pub use verdict::{Counters, DropReason, Event, Ticket, Timing, Verdict};
+pub use verdict::{DropReason, Event, Ticket, Timing, Verdict};

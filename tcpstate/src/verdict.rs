@@ -1,8 +1,4 @@
-//! The verdicts of the engine on a frame, and what it counts.
-
-use core::time::Duration;
-
-use crate::histogram::Histogram;
+//! The verdicts of the engine on a frame, and what there is to count.
 
 /// What the worker does with a frame the engine has looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +102,8 @@ crate::metrics! {
         /// Handshakes completed from a valid SYN cookie although its source prefix had spent its budget of failed checks, because the box remembered
         /// the SYN-ACK: somebody guesses in the name of that prefix.
         CookieRemembered = "cookie-remembered" in Connections,
+        /// SYNs dropped because their source prefix had exceeded its rate: they are among the drops by `rate-limited`.
+        SynLimited = "syn-limited",
         /// Retransmitted SYNs admitted although their source prefix had exceeded its rate.
         SecondChance = "second-chance",
         /// SYNs sent to servers, retransmissions included.
@@ -300,65 +298,5 @@ crate::metrics! {
         ClientHandshake = "client-handshake",
         /// From the first SYN to a server to its SYN-ACK, retransmissions included.
         ServerConnect = "server-connect",
-    }
-}
-
-/// Everything the engine counts. One writer; a worker copies them out for others to read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Counters {
-    drops: [u64; DropReason::COUNT],
-    events: [u64; Event::COUNT],
-    timings: [Histogram; Timing::COUNT],
-}
-
-impl Default for Counters {
-    fn default() -> Self {
-        Self { drops: [0; DropReason::COUNT], events: [0; Event::COUNT], timings: Default::default() }
-    }
-}
-
-impl Counters {
-    /// Frames dropped for this reason.
-    pub fn dropped(&self, reason: DropReason) -> u64 {
-        self.drops[reason as usize]
-    }
-
-    /// Frames dropped, by reason.
-    pub fn drops(&self) -> &[u64; DropReason::COUNT] {
-        &self.drops
-    }
-
-    /// How often this happened.
-    pub fn happened(&self, event: Event) -> u64 {
-        self.events[event as usize]
-    }
-
-    /// How long this took, each time.
-    pub fn timing(&self, timing: Timing) -> &Histogram {
-        &self.timings[timing as usize]
-    }
-
-    pub(crate) fn drop(&mut self, reason: DropReason) -> Verdict {
-        self.drops[reason as usize] += 1;
-        Verdict::Drop(reason)
-    }
-
-    /// Something else has dropped so many.
-    pub(crate) fn add_drops(&mut self, reason: DropReason, times: u64) {
-        self.drops[reason as usize] += times;
-    }
-
-    /// This has happened so often elsewhere.
-    pub(crate) fn add(&mut self, event: Event, times: u64) {
-        self.events[event as usize] += times;
-    }
-
-    pub(crate) fn count(&mut self, event: Event) {
-        self.events[event as usize] += 1;
-    }
-
-    /// Adds an observation.
-    pub(crate) fn time(&mut self, timing: Timing, taken: Duration) {
-        self.timings[timing as usize].observe(taken);
     }
 }

@@ -10,7 +10,7 @@ use ::control::{
     ServiceState, Suggested, Why,
 };
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 use tcpstate::config::Network;
@@ -368,10 +368,15 @@ fn server(status: &ServerStatus) -> ServiceServer {
     }
 }
 
+fn those_there_were(counts: impl Iterator<Item = (&'static str, u64)>) -> BTreeMap<String, u64> {
+    counts.filter(|&(_, count)| count > 0).map(|(label, count)| (label.to_owned(), count)).collect()
+}
+
 /// A destination and its mode.
 pub fn destination(status: &TargetStatus) -> DestinationMode {
-    let TargetStatus { target, wanted, present, since, switches, counts, drops, in_flight, syn_rate, .. } = status;
-    let drops = DropReason::ALL.iter().zip(drops).filter(|(_, count)| **count > 0);
+    let TargetStatus { target, wanted, present, since, switches, counts, all, in_flight, syn_rate, .. } = status;
+    let drops = DropReason::ALL.iter().map(|&reason| (reason.label(), all.dropped(reason)));
+    let events = Event::ALL.iter().map(|&event| (event.label(), all.happened(event)));
     DestinationMode {
         destination: target.to_string(),
         mode: wanted.label().to_owned(),
@@ -385,7 +390,8 @@ pub fn destination(status: &TargetStatus) -> DestinationMode {
         answered: counts.answered,
         proved: counts.proved,
         limited: counts.limited,
-        drops: drops.map(|(reason, &count)| (reason.label().to_owned(), count)).collect(),
+        drops: those_there_were(drops),
+        events: those_there_were(events),
     }
 }
 

@@ -6,7 +6,7 @@ use std::iter;
 use std::sync::Arc;
 use tcpstate::{
     Adopted, Counters, Directive, DropReason, Egress, Event, Forwarded, Head, Instant, Metadata, NameQuestion,
-    Population, Proxy, ServerUpdate, Side, Source, Target, TargetCounts, TargetDrops, Ticket, Verdict,
+    Population, Proxy, ServerUpdate, Side, Source, Target, TargetCounts, Ticket, Verdict,
 };
 
 /// What a worker calls for its frames; see [`Proxy`], whose methods these are.
@@ -84,14 +84,9 @@ pub trait Engine {
         None
     }
 
-    /// What it has counted of a target.
+    /// What the mode of a target depends on, as far as it has counted that.
     fn target_counts(&self, _: u32) -> TargetCounts {
         TargetCounts::default()
-    }
-
-    /// What it has dropped of a target, by reason.
-    fn target_drops(&self, _: u32) -> &TargetDrops {
-        &[0; DropReason::COUNT]
     }
 
     /// Has a target in mode `auto` pass SYNs, or answer them.
@@ -329,10 +324,6 @@ impl Engine for Proxy {
 
     fn target_counts(&self, target: u32) -> TargetCounts {
         Proxy::target_counts(self, target)
-    }
-
-    fn target_drops(&self, target: u32) -> &TargetDrops {
-        Proxy::target_drops(self, target)
     }
 
     fn direct(&mut self, target: u32, directive: &Directive, now: Instant) {

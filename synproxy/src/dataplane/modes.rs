@@ -22,13 +22,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 use tcpstate::config::Mode;
-use tcpstate::{Directive, DropReason, Instant, Target, TargetCounts, TargetDrops, TargetKey};
+use tcpstate::{Counts, Directive, DropReason, Event, Instant, Target, TargetCounts, TargetKey};
 
 /// How often a worker publishes its counts, and how often they are summed up while any target is in mode `auto`.
 pub const PERIOD: Duration = Duration::from_millis(10);
 
 /// How often they are summed up while none is: for `synctl policy` and the page.
 const IDLE_PERIOD: Duration = Duration::from_millis(100);
+
+/// Targets of which a worker publishes everything at once, every 10 ms; of more it goes on with the next ones in turn, so that it never takes long.
+const WHOLE_AT_ONCE: usize = 16;
 
 /// The time over which a rate of SYNs is measured: short, so that it is noticed early.
 const RATE_WINDOW: Duration = Duration::from_millis(50);
@@ -111,8 +114,8 @@ pub struct TargetStatus {
     pub switches: u64,
     /// What all workers have counted.
     pub counts: TargetCounts,
-    /// What all workers have dropped, by reason.
-    pub drops: TargetDrops,
+    /// Everything that all workers have counted.
+    pub all: Counts,
     /// Cookies that may still be acknowledged.
     pub in_flight: u64,
     /// SYNs a second, lately.
@@ -128,8 +131,8 @@ struct Cell {
     answered: AtomicU64,
     proved: AtomicU64,
     limited: AtomicU64,
-    dropped: AtomicU64,
-    /// By reason; written only when the sum has changed.
+    /// Everything, by event and by reason: [seldomer](WHOLE_AT_ONCE), as nothing is decided by it.
+    events: [AtomicU64; Event::COUNT],
     drops: [AtomicU64; DropReason::COUNT],
 }
 
@@ -142,24 +145,25 @@ impl Default for Cell {
             answered: zero(),
             proved: zero(),
             limited: zero(),
-            dropped: zero(),
+            events: std::array::from_fn(|_| zero()),
             drops: std::array::from_fn(|_| zero()),
         }
     }
 }
 
 impl Cell {
-    fn publish(&self, counts: &TargetCounts, drops: &TargetDrops) {
-        let TargetCounts { half_open, passed, answered, proved, limited, dropped } = *counts;
+    fn publish(&self, counts: &TargetCounts) {
+        let TargetCounts { half_open, passed, answered, proved, limited } = *counts;
         self.half_open.store(half_open, Ordering::Relaxed);
         self.passed.store(passed, Ordering::Relaxed);
         self.answered.store(answered, Ordering::Relaxed);
         self.proved.store(proved, Ordering::Relaxed);
         self.limited.store(limited, Ordering::Relaxed);
-        if self.dropped.load(Ordering::Relaxed) != dropped {
-            self.dropped.store(dropped, Ordering::Relaxed);
-            self.drops.iter().zip(drops).for_each(|(cell, &count)| cell.store(count, Ordering::Relaxed));
-        }
+    }
+
+    fn publish_all(&self, all: &Counts) {
+        self.events.iter().zip(&all.events).for_each(|(cell, &count)| cell.store(count, Ordering::Relaxed));
+        self.drops.iter().zip(&all.drops).for_each(|(cell, &count)| cell.store(count, Ordering::Relaxed));
     }
 
     fn read(&self) -> TargetCounts {
@@ -170,7 +174,13 @@ impl Cell {
             answered: load(&self.answered),
             proved: load(&self.proved),
             limited: load(&self.limited),
-            dropped: load(&self.dropped),
+        }
+    }
+
+    fn read_all(&self) -> Counts {
+        Counts {
+            events: self.events.each_ref().map(|cell| cell.load(Ordering::Relaxed)),
+            drops: self.drops.each_ref().map(|cell| cell.load(Ordering::Relaxed)),
         }
     }
 }
@@ -220,16 +230,13 @@ impl Sheet {
             answered: sum.answered + own.answered,
             proved: sum.proved + own.proved,
             limited: sum.limited + own.limited,
-            dropped: sum.dropped + own.dropped,
         })
     }
 
-    fn sum_of_drops(&self, target: usize) -> TargetDrops {
-        let drops = |reason: usize| {
-            let own = self.rows.iter().map(|row| row.cells[target].drops[reason].load(Ordering::Relaxed));
-            own.sum()
-        };
-        std::array::from_fn(drops)
+    fn sum_of_all(&self, target: usize) -> Counts {
+        let mut sum = Counts::NONE;
+        self.rows.iter().for_each(|row| sum += &row.cells[target].read_all());
+        sum
     }
 }
 
@@ -304,7 +311,8 @@ impl ModeBoard {
     /// The end of this worker.
     pub fn link(self: &Arc<Self>, worker: usize) -> ModeLink {
         let sheet = Arc::clone(&lock(&self.sheet));
-        ModeLink { board: Arc::clone(self), worker, sheet, seen: 0, publish_at: Instant::default(), is_behind: false }
+        let board = Arc::clone(self);
+        ModeLink { board, worker, sheet, seen: 0, publish_at: Instant::default(), next_whole: 0, is_behind: false }
     }
 
     fn tell(&self) {
@@ -347,6 +355,8 @@ pub struct ModeLink {
     seen: u64,
     /// When counts are published next.
     publish_at: Instant,
+    /// The target of which everything is published next.
+    next_whole: usize,
     /// Whether frames have come since the last publication.
     is_behind: bool,
 }
@@ -417,7 +427,11 @@ impl ModeLink {
         }
         let row = &self.sheet.rows[self.worker];
         for (target, cell) in (0..).zip(&row.cells) {
-            cell.publish(&engine.target_counts(target), engine.target_drops(target));
+            cell.publish(&engine.target_counts(target));
+        }
+        for _ in 0..row.cells.len().min(WHOLE_AT_ONCE) {
+            self.next_whole = (self.next_whole + 1) % row.cells.len();
+            row.cells[self.next_whole].publish_all(engine.counters().of_target(self.next_whole as u32));
         }
         row.is_written.store(true, Ordering::Release);
     }
@@ -713,7 +727,7 @@ impl Coordinator {
             since: history.since,
             switches: history.switches,
             counts: self.sheet.sum(number),
-            drops: self.sheet.sum_of_drops(number),
+            all: self.sheet.sum_of_all(number),
             in_flight: history.in_flight,
             syn_rate: history.syn_rate,
             baseline: history.baseline.clone(),

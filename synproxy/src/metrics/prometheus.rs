@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use tcpstate::config::Mode;
 use tcpstate::histogram::{self, BOUNDED};
-use tcpstate::{DropReason, Histogram, MetricKind};
+use tcpstate::{DropReason, Event, Histogram, MetricKind};
 
 /// The content type of the format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -107,8 +107,16 @@ pub fn targets(targets: &[TargetStatus]) -> String {
         writeln!(text, "# HELP {name} Segments of a destination that were dropped, by reason.\n# TYPE {name} counter");
     for status in targets {
         let policy = escaped(&status.target.to_string());
-        for (reason, count) in DropReason::ALL.iter().zip(status.drops) {
+        for (reason, count) in DropReason::ALL.iter().zip(status.all.drops) {
             let _ = writeln!(text, "{name}{{policy=\"{policy}\",reason=\"{}\"}} {count}", reason.label());
+        }
+    }
+    let name = POLICY_EVENTS;
+    let _ = writeln!(text, "# HELP {name} What has happened to a destination, by event.\n# TYPE {name} counter");
+    for status in targets {
+        let policy = escaped(&status.target.to_string());
+        for (event, count) in Event::ALL.iter().zip(status.all.events) {
+            let _ = writeln!(text, "{name}{{policy=\"{policy}\",event=\"{}\"}} {count}", event.label());
         }
     }
     text
@@ -116,6 +124,9 @@ pub fn targets(targets: &[TargetStatus]) -> String {
 
 /// The drops of destinations, in Prometheus.
 pub const POLICY_DROPS: &str = "synproxy_policy_dropped_segments_total";
+
+/// The events of destinations, in Prometheus.
+pub const POLICY_EVENTS: &str = "synproxy_policy_events_total";
 
 /// What is counted of services, by the label `service`, and of their servers, by the label `server` besides.
 pub fn services(services: &[ServiceState]) -> String {
@@ -207,7 +218,7 @@ mod tests {
     use crate::metrics::descriptors::{FlowGauge, LinkMetric, Metric, WorkerMetric, WorkerTiming};
     use std::collections::BTreeSet;
     use std::time::Duration;
-    use tcpstate::{DropReason, Side, TargetCounts, TargetKey};
+    use tcpstate::{Counts, Side, TargetCounts, TargetKey};
 
     fn snapshot() -> Snapshot {
         let mut snapshot = Snapshot::default();
@@ -308,10 +319,11 @@ mod tests {
             since: tcpstate::Instant::from_secs(1),
             switches: 3,
             counts: TargetCounts { half_open: 5, passed: 6, ..TargetCounts::default() },
-            drops: {
-                let mut drops = [0; DropReason::COUNT];
-                drops[DropReason::BadCookie as usize] = 7;
-                drops
+            all: {
+                let mut all = Counts::NONE;
+                all.drops[DropReason::BadCookie as usize] = 7;
+                all.events[Event::Dialled as usize] = 11;
+                all
             },
             in_flight: 8,
             syn_rate: 9,
@@ -328,6 +340,7 @@ mod tests {
             "synproxy_policy_passed_segments_total{policy=\"everybody\"} 6",
             "synproxy_policy_switches_total{policy=\"everybody\"} 3",
             "synproxy_policy_dropped_segments_total{policy=\"192.0.2.0/24:443 vlan 7\",reason=\"bad-cookie\"} 7",
+            "synproxy_policy_events_total{policy=\"192.0.2.0/24:443 vlan 7\",event=\"dialled\"} 11",
         ] {
             assert!(text.lines().any(|own| own == line), "{line}\n{text}");
         }

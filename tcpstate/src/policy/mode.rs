@@ -1,11 +1,11 @@
 //! Modes by destination: what becomes of a client's SYN, for each *target*, which is what one block of the configuration covers, or everybody.
 //!
-//! The engine counts for each target. It decides alone only that a target in [`Mode::Auto`] stops to pass SYNs, at the SYN that would make one
+//! The engine [counts](crate::Counters::of_target) for each target. It decides alone only that a target in [`Mode::Auto`] stops to pass SYNs, at the SYN that would make one
 //! connection too many half-open: [`Proxy::next_alarm`](crate::Proxy::next_alarm) says so. Everything else is decided for all workers together, by who sums up
 //! what they count, and [directed](crate::Proxy::direct).
 
 use crate::config::{Auto, DestinationRule, Mode, Network};
-use crate::{DropReason, Instant};
+use crate::{Counts, Event, Instant};
 use core::fmt;
 use core::time::Duration;
 use std::collections::HashMap;
@@ -89,7 +89,7 @@ pub struct Directive {
     pub limit: u32,
 }
 
-/// What one worker counts of a target. All but the first only grow.
+/// What a target's mode depends on, of all that one worker [counts](crate::Counters::of_target) of it. All but the first only grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TargetCounts {
     /// Connections that clients of the WAN have opened and that passed, which are not established.
@@ -102,12 +102,26 @@ pub struct TargetCounts {
     pub proved: u64,
     /// SYNs that were dropped because their source's network had spent its tokens.
     pub limited: u64,
-    /// Segments, and ICMP errors that quote one, that were dropped for whatever reason ([`Proxy::target_drops`](crate::Proxy::target_drops)).
-    pub dropped: u64,
 }
 
-/// What one worker has dropped of a target, by reason.
-pub type TargetDrops = [u64; DropReason::COUNT];
+impl TargetCounts {
+    /// Those among all that is counted of a target of which so many connections are half-open.
+    pub(crate) fn new(counts: &Counts, half_open: u32) -> Self {
+        Self {
+            half_open: half_open.into(),
+            passed: counts.happened(Event::PassedByMode),
+            answered: counts.happened(Event::SynAnswered) - counts.happened(Event::SynRepeated),
+            proved: counts.happened(Event::CacheHit) + counts.happened(Event::CookieGood),
+            limited: counts.happened(Event::SynLimited),
+        }
+    }
+}
+
+/// For each target of a policy, which of those of a former one it was.
+pub(crate) fn places_before(own: &[Target], former: &[Target]) -> Vec<Option<u32>> {
+    let former: HashMap<TargetKey, u32> = former.iter().map(|target| target.key).zip(0..).collect();
+    own.iter().map(|target| former.get(&target.key).copied()).collect()
+}
 
 /// One target, as the engine has it.
 #[derive(Clone)]
@@ -122,19 +136,12 @@ struct State {
     /// Until when unknown connections are adopted although SYNs are answered.
     adopt_until: Instant,
     grace: Duration,
-    passed: u64,
-    answered: u64,
-    proved: u64,
-    limited: u64,
-    dropped: u64,
 }
 
 /// The targets of one worker.
 #[derive(Clone)]
 pub(crate) struct Modes {
     states: Vec<State>,
-    /// What is dropped of each, where that is counted apart.
-    drops: Vec<TargetDrops>,
     /// Whether any target passes SYNs.
     any_passes: bool,
     /// Whether any may ever have, so that there may be connections that are not touched.
@@ -159,16 +166,9 @@ impl Modes {
             cookies_until: Instant::default(),
             adopt_until: Instant::default(),
             grace: target.auto.grace,
-            passed: 0,
-            answered: 0,
-            proved: 0,
-            limited: 0,
-            dropped: 0,
         };
-        let apart = if targets.len() > 1 { targets.len() } else { 0 };
         let mut modes = Self {
             states: targets.iter().map(state).collect(),
-            drops: vec![[0; DropReason::COUNT]; apart],
             any_passes: false,
             may_have_passed: false,
             is_plain: true,
@@ -180,31 +180,18 @@ impl Modes {
         modes
     }
 
-    /// Takes over what a former policy's target of the same key counts and was told.
-    pub(crate) fn take_over(
-        &mut self,
-        (own, former): (&[Target], &[Target]),
-        former_modes: &Modes,
-        adopt: Duration,
-        now: Instant,
-    ) {
+    /// Takes over what a former policy's target of the same key was told; `places` has for each target which of the former ones that was.
+    pub(crate) fn take_over(&mut self, places: &[Option<u32>], former_modes: &Modes, adopt: Duration, now: Instant) {
         self.any_adopts_until = former_modes.any_adopts_until;
         self.may_have_passed |= former_modes.may_have_passed;
-        let former: HashMap<TargetKey, usize> = former.iter().map(|target| target.key).zip(0..).collect();
-        for (number, (target, state)) in own.iter().zip(&mut self.states).enumerate() {
-            let place = former.get(&target.key);
-            let Some((place, before)) = place.and_then(|&place| Some((place, former_modes.states.get(place)?))) else {
+        for (place, state) in places.iter().zip(&mut self.states) {
+            let Some(before) = place.and_then(|place| former_modes.states.get(place as usize)) else {
                 // The connections of its servers were another target's.
                 state.cookies_until = now + state.grace;
                 state.adopt_until = now + adopt;
                 self.any_adopts_until = self.any_adopts_until.max(state.adopt_until);
                 continue;
             };
-            (state.passed, state.answered) = (before.passed, before.answered);
-            (state.proved, state.limited) = (before.proved, before.limited);
-            if let (Some(drops), Some(before)) = (self.drops.get_mut(number), former_modes.drops.get(place)) {
-                (*drops, state.dropped) = (*before, before.iter().sum());
-            }
             (state.cookies_until, state.adopt_until) = (before.cookies_until, before.adopt_until);
             let present = if state.is_auto && before.is_auto { before.present } else { state.present };
             state.present = before.present;
@@ -260,12 +247,6 @@ impl Modes {
         self.is_plain
     }
 
-    /// Whether what is counted of targets differs from what is counted of all: the engine counts that anyway.
-    #[inline(always)]
-    pub(crate) fn count_apart(&self) -> bool {
-        self.states.len() > 1
-    }
-
     /// Whether so many connections half-open, here, are too many for one more SYN to pass.
     pub(crate) fn is_exceeded(&self, target: u32, half_open: u32) -> bool {
         self.states.get(target as usize).is_some_and(|state| state.is_auto && half_open >= state.limit)
@@ -314,66 +295,9 @@ impl Modes {
         self.alarms.pop()
     }
 
-    #[inline(always)]
-    pub(crate) fn note_answered(&mut self, target: u32) {
-        if let Some(state) = self.states.get_mut(target as usize) {
-            state.answered += 1;
-        }
-    }
-
-    pub(crate) fn add_answered(&mut self, target: u32, times: u64) {
-        if let Some(state) = self.states.get_mut(target as usize) {
-            state.answered += times;
-        }
-    }
-
-    pub(crate) fn note_passed(&mut self, target: u32) {
-        if let Some(state) = self.states.get_mut(target as usize) {
-            state.passed += 1;
-        }
-    }
-
-    pub(crate) fn note_proved(&mut self, target: u32) {
-        if let Some(state) = self.states.get_mut(target as usize) {
-            state.proved += 1;
-        }
-    }
-
-    pub(crate) fn note_limited(&mut self, target: u32) {
-        if let Some(state) = self.states.get_mut(target as usize) {
-            state.limited += 1;
-        }
-    }
-
-    /// A segment of a target was dropped, where that is counted apart.
-    pub(crate) fn note_dropped(&mut self, target: u32, reason: DropReason) {
-        if let (Some(state), Some(drops)) = (self.states.get_mut(target as usize), self.drops.get_mut(target as usize))
-        {
-            state.dropped += 1;
-            drops[reason as usize] += 1;
-        }
-    }
-
-    /// What was dropped of a target, where that is counted apart.
-    pub(crate) fn drops(&self, target: u32) -> Option<&TargetDrops> {
-        self.drops.get(target as usize)
-    }
-
-    /// What is counted of a target of which so many connections are half-open; nothing of one there is not.
-    pub(crate) fn counts(&self, target: u32, half_open: u32) -> TargetCounts {
-        self.states.get(target as usize).map_or_else(TargetCounts::default, |state| TargetCounts {
-            half_open: half_open.into(),
-            passed: state.passed,
-            answered: state.answered,
-            proved: state.proved,
-            limited: state.limited,
-            dropped: state.dropped,
-        })
-    }
-
     /// The bytes that so many targets take, with what the flow table counts of them.
     pub(crate) fn bytes_needed(targets: usize) -> usize {
-        targets * (size_of::<State>() + size_of::<TargetDrops>() + size_of::<Target>() + 3 * size_of::<u32>())
+        targets * (size_of::<State>() + size_of::<Target>() + 3 * size_of::<u32>())
     }
 }
 
@@ -449,7 +373,6 @@ mod tests {
         let former = [target(Mode::Auto)];
         let mut modes = Modes::new(&former);
         modes.engage(0, ADOPT, START);
-        modes.note_answered(0);
         for (mode, present, adopts, accepts) in [
             (Mode::Auto, Mode::Cookie, true, false),
             (Mode::Cache, Mode::Cache, true, false),
@@ -457,10 +380,9 @@ mod tests {
         ] {
             let own = [target(mode)];
             let mut next = Modes::new(&own);
-            next.take_over((&own, &former), &modes, ADOPT, START);
+            next.take_over(&places_before(&own, &former), &modes, ADOPT, START);
             assert_eq!(next.present(0), present);
             assert_eq!((next.adopts(|| 0, START), next.accepts_cookies(0, START)), (adopts, accepts), "{mode:?}");
-            assert_eq!(next.counts(0, 5).answered, 1);
         }
     }
 }

@@ -97,9 +97,6 @@ impl Proxy {
         if self.kernel_syns.is_some() {
             self.let_kernel_answer(&segment.key, head.bytes(), now);
         }
-        if self.settings.modes.count_apart() {
-            self.settings.modes.note_answered(self.settings.policy.rule(&segment.key).target);
-        }
         let answer = CommonSynAck {
             seq: isn,
             ack: segment.seq + 1,
@@ -161,7 +158,7 @@ impl Proxy {
             format!("limit of the source's network: {granted}; left are {fresh} SYNs and {repeated} repeated ones")
         });
         if admission == Admission::Refused {
-            self.settings.modes.note_limited(self.settings.policy.rule(ctx.key()).target);
+            self.counters.count(Event::SynLimited);
             return Verdict::Drop(DropReason::RateLimited);
         }
         if let Some(event) = admission.event() {
@@ -289,9 +286,6 @@ impl Proxy {
             }
         }
         self.caches.recent_syns.note(hash, isn, numbers.isn, now);
-        if self.settings.modes.count_apart() {
-            self.settings.modes.note_answered(rule.target);
-        }
         let window = rule.early_window(&offer, terms.promised);
         self.write_syn_ack(&mut ctx, &offered, &offer, window, &terms, numbers)
     }
@@ -902,7 +896,7 @@ mod tests {
         } else {
             proxy.on_segment(side, &segment, &meta, found, head, now, &mut NoEgress)
         };
-        (proxy.conclude(side, &segment.key, verdict), meta.hash)
+        (proxy.conclude(side, &segment.key, None, verdict), meta.hash)
     }
 
     #[test]

@@ -731,7 +731,7 @@ mod tests {
             let common = one.on_frame(side, &metas[0], &mut heads[0], moment, &mut NoEgress);
             let found = other.table.find(&segment.key, metas[1].hash);
             let general = other.on_segment(side, &segment, &metas[1], found, &mut heads[1], moment, &mut NoEgress);
-            let general = other.conclude(side, &segment.key, general);
+            let general = other.conclude(side, &segment.key, None, general);
             prop_assert_eq!(common, general, "{:?}", said);
             prop_assert_eq!(heads[0].bytes(), heads[1].bytes(), "{:?}", said);
             prop_assert_eq!(&one.counters, &other.counters);

@@ -266,7 +266,7 @@ impl Proxy {
                 if self.is_young(id, now) {
                     return false;
                 }
-                self.counters.count(Kind::SynCached.event());
+                self.count_of_flow(id, Kind::SynCached.event());
                 self.forget(id);
             }
             self.pop_candidate(Kind::SynCached);
@@ -331,6 +331,7 @@ impl Proxy {
     /// Ends a flow before its time: whether it has ended. Those who take it for a connection get a reset; while no frame is spare for that it stays.
     pub(super) fn evict(&mut self, id: Id, event: Event, egress: &mut impl Egress) -> bool {
         self.refresh(id);
+        let target = self.target_if_counted(id);
         match Kind::of(&self.table[id]) {
             Some(Kind::Closing | Kind::SynCached | Kind::Opening) => self.forget(id),
             Some(Kind::ServerSynSent) => self.abort(id, egress),
@@ -339,7 +340,7 @@ impl Proxy {
             Some(Kind::Silent) | None if self.reset_both(id, egress) => self.forget(id),
             Some(Kind::Silent) | None => return false,
         }
-        self.counters.count(event);
+        self.counters.add(event, 1, target);
         true
     }
 

@@ -274,19 +274,16 @@ impl Proxy {
         };
         let full = news(ANSWERED_FULL, &mut syns.taken_full);
         let unasked = news(UNASKED, &mut syns.taken_unasked);
-        self.counters.add(Event::CacheFull, full);
-        self.counters.add(Event::Unasked, unasked);
-        self.counters.add(Event::KernelDropped, unasked);
+        self.counters.add(Event::CacheFull, full, None);
+        self.counters.add(Event::Unasked, unasked, None);
+        self.counters.add(Event::KernelDropped, unasked, None);
         self.counters.add_drops(DropReason::BadCookie, unasked);
         let targets = self.settings.policy.targets().len().min(TARGETS);
         for (target, taken) in syns.taken.iter_mut().enumerate().take(targets) {
             let answered = news(BY_TARGET + target, taken);
             if answered > 0 {
-                self.counters.add(Event::SynAnswered, answered);
-                self.counters.add(Event::KernelAnswered, answered);
-                self.counters.add(Event::WanSegment, answered);
-                if self.settings.modes.count_apart() {
-                    self.settings.modes.add_answered(target as u32, answered);
+                for event in [Event::SynAnswered, Event::KernelAnswered, Event::WanSegment] {
+                    self.counters.add(event, answered, Some(target as u32));
                 }
             }
         }
@@ -564,7 +561,7 @@ mod tests {
             let _ = syn(&mut proxy, START);
             assert_eq!(holds(&words, START), !is_service);
             // Nor are acknowledgements dropped, which the box may answer as an end.
-            proxy.counters.add(Event::Unasked, 9000);
+            proxy.counters.add(Event::Unasked, 9000, None);
             turn(&mut proxy, START + Duration::from_secs(2));
             assert_eq!(words[ACKS_FROM].get(), 0);
         }
@@ -603,7 +600,7 @@ mod tests {
             let (mut proxy, words) = engine(&cookies());
             let now = start + Duration::from_secs(since);
             turn(&mut proxy, now);
-            proxy.counters.add(Event::Unasked, many);
+            proxy.counters.add(Event::Unasked, many, None);
             let later = now + Duration::from_secs(2);
             turn(&mut proxy, later);
             let from = words[ACKS_FROM].get();
@@ -613,7 +610,7 @@ mod tests {
         }
         let (mut proxy, words) = engine(&Config { stray: Stray::Reset, ..cookies() });
         turn(&mut proxy, START);
-        proxy.counters.add(Event::Unasked, 9000);
+        proxy.counters.add(Event::Unasked, 9000, None);
         turn(&mut proxy, START + Duration::from_secs(2));
         assert_eq!(words[ACKS_FROM].get(), 0);
     }

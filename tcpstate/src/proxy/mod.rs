@@ -65,7 +65,7 @@ use crate::policy::Policy;
 use crate::policy::exceptions::{Exception, Exceptions};
 use crate::policy::limit::{Limiter, Meter};
 use crate::policy::lists::Lists;
-use crate::policy::mode::Modes;
+use crate::policy::mode::{self, Modes};
 use crate::policy::profiles::{Profiles, UNTOUCHED};
 use crate::policy::quotas::Quotas;
 use crate::policy::servers::ServerTable;
@@ -434,6 +434,7 @@ impl Proxy {
             arrived: None,
         };
         proxy.settings.is_guarded = proxy.is_guarded();
+        proxy.counters.set_targets(proxy.settings.policy.targets().iter().map(|_| None));
         proxy.count_targets();
         proxy.set_services(now);
         let (flows, _) = proxy.table.slice(0, u32::MAX);
@@ -543,9 +544,10 @@ impl Proxy {
         self.settings.profiles.adopt(policy.profiles());
         self.quotas.set_limits(&policy.limits);
         self.settings.is_guarded = self.is_guarded();
-        let targets = (&**policy.targets(), &**self.settings.policy.targets());
+        let places = mode::places_before(policy.targets(), self.settings.policy.targets());
         let mut modes = Modes::new(policy.targets());
-        modes.take_over(targets, &self.settings.modes, self.settings.adopt_grace, now);
+        modes.take_over(&places, &self.settings.modes, self.settings.adopt_grace, now);
+        self.counters.set_targets(places.into_iter());
         self.settings.modes = modes;
         let former = core::mem::replace(&mut self.settings.policy, policy);
         self.settings.policies = self.settings.policies.wrapping_add(1);
@@ -665,6 +667,7 @@ impl Proxy {
                     place if self.table.is_at(place, &segment.key) => Some(place),
                     _ => self.table.find(&segment.key, meta.hash),
                 };
+                let target = found.and_then(|id| self.target_if_counted(id));
                 let verdict = match found {
                     Some(id) if segment.flags.go_on() && self.forward_fast(side, segment, id, head, now) => {
                         egress.note(|| {
@@ -681,7 +684,7 @@ impl Proxy {
                     }
                     _ => self.on_segment(side, segment, meta, found, head, now, egress),
                 };
-                self.conclude(side, &segment.key, verdict)
+                self.conclude(side, &segment.key, target, verdict)
             }
             Parsed::Error(quote) => {
                 let receiver = match self.settings.policy.services.any_turned() {
@@ -689,11 +692,28 @@ impl Proxy {
                     false => None,
                 };
                 let verdict = self.on_icmp_error(side, quote, meta.hash, head, now, egress);
-                if let Verdict::Drop(reason) = verdict {
-                    self.note_dropped(&quote.key, reason);
-                }
+                self.ascribe(&quote.key, None);
                 turn(verdict, side, receiver)
             }
+            parsed => {
+                let verdict = self.on_other_frame(side, parsed, meta, head, now, egress);
+                self.counters.forget_recent();
+                verdict
+            }
+        }
+    }
+
+    /// What becomes of a frame that is no segment, nor an error about one: it is of no target.
+    fn on_other_frame(
+        &mut self,
+        side: Side,
+        parsed: &Parsed,
+        meta: &Metadata,
+        head: &mut Head,
+        now: Instant,
+        egress: &mut impl Egress,
+    ) -> Verdict {
+        match parsed {
             Parsed::StrayError => {
                 // What it is about cannot be read: it is for everybody.
                 let passes = self.settings.modes.present(0).passes();
@@ -701,7 +721,8 @@ impl Proxy {
                 self.on_unmatched_icmp(action)
             }
             Parsed::Fragment(fragment) => self.on_fragment(side, fragment, meta.hash, now),
-            Parsed::Other => {
+            Parsed::Bad(error) => self.counters.drop(drop_reason(*error)),
+            _ => {
                 if !self.settings.policy.services.is_empty()
                     && let Some(verdict) = self.on_own_frame(side, head, now, egress)
                 {
@@ -713,7 +734,6 @@ impl Proxy {
                 self.counters.count(Event::Bridged);
                 Verdict::Forward
             }
-            Parsed::Bad(error) => self.counters.drop(drop_reason(*error)),
         }
     }
 
@@ -724,26 +744,44 @@ impl Proxy {
         self.on_frame(side, &meta, head, now, egress)
     }
 
-    /// Counts what becomes of a segment.
+    /// Counts what becomes of a segment, and ascribes all that was counted of it to its [target](Proxy::ascribe).
     #[inline(always)]
-    fn conclude(&mut self, side: Side, key: &FlowKey, verdict: Verdict) -> Verdict {
+    fn conclude(&mut self, side: Side, key: &FlowKey, target: Option<u32>, verdict: Verdict) -> Verdict {
         if let Verdict::Drop(reason) = verdict {
-            self.note_dropped(key, reason);
-            return self.counters.drop(reason);
+            let _ = self.counters.drop(reason);
+        } else {
+            self.counters.count(match side {
+                Side::Lan => Event::LanSegment,
+                Side::Wan => Event::WanSegment,
+            });
         }
-        self.counters.count(match side {
-            Side::Lan => Event::LanSegment,
-            Side::Wan => Event::WanSegment,
-        });
+        self.ascribe(key, target);
         verdict
     }
 
-    /// Counts what was dropped of a target, where targets are counted apart.
+    /// Ascribes what was counted since the last time to this target; if it is not known, as where there was no flow, to that of the server with this key.
     #[inline(always)]
-    fn note_dropped(&mut self, key: &FlowKey, reason: DropReason) {
-        if self.settings.modes.count_apart() {
-            self.settings.modes.note_dropped(self.settings.policy.rule(key).target, reason);
+    fn ascribe(&mut self, key: &FlowKey, target: Option<u32>) {
+        if self.counters.has_targets() {
+            let target = target.unwrap_or_else(|| self.settings.policy.rule(key).target);
+            self.counters.ascribe(target);
         }
+    }
+
+    /// The target of a flow, if what is counted is ascribed to one.
+    #[inline(always)]
+    fn target_if_counted(&self, id: Id) -> Option<u32> {
+        if !self.counters.has_targets() {
+            return None;
+        }
+        let known = self.table.place_of_profile(self.table[id].profile);
+        // The policy that it began under is no more.
+        Some(known.unwrap_or_else(|| self.settings.policy.rule(&self.table.key(id)).target))
+    }
+
+    /// Counts what happens to another flow than the frame's that is looked at.
+    fn count_of_flow(&mut self, id: Id, event: Event) {
+        self.counters.add(event, 1, self.target_if_counted(id));
     }
 
     /// A segment of the flow that was found, or of none, sorted by its kind once: the general case of both fast paths, which do what is done here.
@@ -841,6 +879,7 @@ impl Proxy {
             self.caches.source_ports.now = now;
             self.speak_to_neighbours(now, egress);
             self.ask_servers(now, egress);
+            self.counters.forget_recent();
         }
         if self.sweep.is_some() && self.continue_sweep(egress) {
             return true;
@@ -851,7 +890,11 @@ impl Proxy {
                 Some(None) => {}
                 Some(Some(id)) => {
                     self.table.prefetch_next_bucket(id);
+                    let target = self.target_if_counted(id);
                     self.expire(id, now, egress);
+                    if let Some(target) = target {
+                        self.counters.ascribe(target);
+                    }
                 }
             }
         }
@@ -867,14 +910,19 @@ impl Proxy {
     /// Ends a ticket: what becomes of the frame that was held for it, which came from the WAN and has not changed since. Never
     /// [`Verdict::Hold`] again.
     pub fn on_release(&mut self, ticket: Ticket, head: &mut Head, now: Instant, egress: &mut impl Egress) -> Verdict {
-        if !self.caches.hold_queue.redeem(ticket) {
-            return self.counters.drop(DropReason::NotHeld);
+        let verdict = match self.caches.hold_queue.redeem(ticket) {
+            true => {
+                self.counters.count(Event::Released);
+                self.on_single(Side::Wan, head, now, egress)
+            }
+            false => Verdict::Hold(ticket),
+        };
+        if let Verdict::Hold(_) = verdict {
+            let dropped = self.counters.drop(DropReason::NotHeld);
+            self.counters.forget_recent();
+            return dropped;
         }
-        self.counters.count(Event::Released);
-        match self.on_single(Side::Wan, head, now, egress) {
-            Verdict::Hold(_) => self.counters.drop(DropReason::NotHeld),
-            verdict => verdict,
-        }
+        verdict
     }
 
     /// The next source that has proved itself by a cookie, an entry of the SYN cache, or by completing a connection that passed for its last proof, once for
@@ -896,9 +944,6 @@ impl Proxy {
     /// Takes note that the client of a segment has proved itself.
     fn note_proof(&mut self, event: Event, key: &FlowKey, now: Instant) {
         self.counters.count(event);
-        if self.settings.modes.count_apart() {
-            self.settings.modes.note_proved(self.settings.policy.rule(key).target);
-        }
         self.caches.vlan_pairs.note_proof(key.vlan);
         let is_news = self.caches.proved_sources.is_on() && self.caches.proved_sources.note(key, now);
         self.tell_proved(key, is_news);

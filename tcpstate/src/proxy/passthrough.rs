@@ -369,7 +369,7 @@ impl Proxy {
         let Some((id, generation)) = self.unproved.next_out() else { return };
         self.unproved.entries.pop_front();
         if self.is_unproved(id, generation) {
-            self.counters.count(Event::EvictedHalfOpen);
+            self.count_of_flow(id, Event::EvictedHalfOpen);
             self.forget(id);
         }
     }

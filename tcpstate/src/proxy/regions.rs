@@ -11,6 +11,7 @@ use crate::cache::refused::RefusedPorts;
 use crate::cache::servers::ServerSlab;
 use crate::cache::source_ports::SourcePorts;
 use crate::config::Reach;
+use crate::counters::Counters;
 use crate::flow::table::{Redirect, Slab, Table};
 use crate::memory::Words;
 use crate::policy::limit::{Limiter, Sightings};
@@ -157,8 +158,10 @@ impl Footprint {
                 + Gathered::bytes_needed(config.service_buffers)
                 + second_keys
                 + source_ports) as u64,
-            fixed: (8 * (recent_syns + refused_syns + refused_ports) + SMALL_CACHES + Modes::bytes_needed(targets))
-                as u64,
+            fixed: (8 * (recent_syns + refused_syns + refused_ports)
+                + SMALL_CACHES
+                + Modes::bytes_needed(targets)
+                + Counters::bytes_needed(targets)) as u64,
         }
     }
 

@@ -324,8 +324,8 @@ impl Proxy {
         let number = match self.caches.gathered.take(id.0, network.into(), first) {
             Ok(number) => number,
             Err(Full::Spare(owner)) => {
-                self.counters.count(Event::GatheredSpared);
                 let owner = self.table.at(owner);
+                self.count_of_flow(owner, Event::GatheredSpared);
                 self.end_both(owner, tick(now), egress);
                 self.caches.gathered.take(id.0, network.into(), first).ok()?
             }

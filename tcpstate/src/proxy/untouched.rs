@@ -12,7 +12,7 @@ use crate::flow::table::wheel::tick;
 use crate::flow::{Flow, FlowFlags, State};
 use crate::policy::Rule;
 use crate::policy::limit::Admission;
-use crate::policy::mode::{Directive, Target, TargetCounts, TargetDrops};
+use crate::policy::mode::{Directive, Target, TargetCounts};
 use crate::seq::SeqNum;
 use crate::wire::{Flags, FlowKey, Kind, Options};
 use crate::{DropReason, Egress, Event, Instant, Side, Verdict};
@@ -46,31 +46,9 @@ impl Proxy {
         self.settings.policy.targets()
     }
 
-    /// What this worker has counted of a target; nothing of a number that no target has.
+    /// What the mode of a target depends on, as far as this worker has counted it; nothing of a number that no target has.
     pub fn target_counts(&self, target: u32) -> TargetCounts {
-        let own = self.settings.modes.counts(target, self.table.half_open(target));
-        if self.settings.modes.count_apart() || target > 0 {
-            return own;
-        }
-        let happened = |event| self.counters.happened(event);
-        TargetCounts {
-            passed: happened(Event::PassedByMode),
-            answered: happened(Event::SynAnswered) - happened(Event::SynRepeated),
-            proved: happened(Event::CacheHit) + happened(Event::CookieGood),
-            dropped: self.counters.drops().iter().sum(),
-            ..own
-        }
-    }
-
-    /// What this worker has dropped of a target, by reason; nothing of a number that no target has. Frames that are no segments, nor errors about one,
-    /// are of no target, unless there is none but everybody.
-    pub fn target_drops(&self, target: u32) -> &TargetDrops {
-        const NONE: TargetDrops = [0; DropReason::COUNT];
-        match self.settings.modes.drops(target) {
-            Some(drops) => drops,
-            None if target == 0 => self.counters.drops(),
-            None => &NONE,
-        }
+        TargetCounts::new(self.counters.of_target(target), self.table.half_open(target))
     }
 
     /// What becomes of a target's SYNs now: never [`Mode::Auto`].
@@ -171,9 +149,6 @@ impl Proxy {
             format!("its destination is in mode `{mode}`: it passes untouched")
         });
         if ctx.side == Side::Wan {
-            if self.settings.modes.count_apart() {
-                self.settings.modes.note_passed(rule.target);
-            }
             self.counters.count(Event::PassedByMode);
             if self.settings.modes.present(rule.target) == Mode::Observe && former.is_none_or(|id| self.gives_way(id)) {
                 self.observe(&ctx, &rule);

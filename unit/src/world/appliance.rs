@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 
 use tcpstate::wire::Parsed;
 use tcpstate::{
-    Config, Counters, Directive, Egress, Event, Filter, Head, Instant, Memory, Metadata, Proxy, Secrets, ServerUpdate,
-    Side, Ticket, Verdict, Words,
+    Config, Counters, Directive, DropReason, Egress, Event, Filter, Head, Instant, Memory, Metadata, Proxy, Secrets,
+    ServerUpdate, Side, Ticket, Verdict, Words,
 };
 
 use super::served::Served;
@@ -247,7 +247,9 @@ impl Appliance {
         while self.build.switches.first().is_some_and(|&at| at <= now) {
             self.build.switches.remove(0);
             self.engaged = !self.engaged;
-            self.proxy.direct(0, &Directive { engaged: self.engaged, limit: u32::MAX }, time);
+            for target in 0..self.proxy.targets().len() as u32 {
+                self.proxy.direct(target, &Directive { engaged: self.engaged, limit: u32::MAX }, time);
+            }
         }
         let mut out = Vec::new();
         for side in Side::BOTH {
@@ -348,6 +350,46 @@ impl Appliance {
     /// How often something was counted, by this process and those before it.
     pub fn total(&self, count: impl Fn(&Counters) -> u64) -> u64 {
         self.former.iter().chain([self.proxy.counters()]).map(count).sum()
+    }
+
+    /// Whether everything that is counted of a connection or a segment is counted of exactly one target.
+    ///
+    /// # Errors
+    /// The first of which that is not so, with the counts.
+    pub fn ascribed(&self) -> Result<(), String> {
+        // What happens to frames that are no segments, nor errors about one; health checks of services.
+        const OF_NONE: [Event; 14] = [
+            Event::Bridged,
+            Event::Fragment,
+            Event::StrayFragment,
+            Event::NoSpareFrame,
+            Event::IcmpUnmatched,
+            Event::NeighbourAnswered,
+            Event::NeighbourAsked,
+            Event::AddressAnnounced,
+            Event::AddressConflict,
+            Event::EchoAnswered,
+            Event::ServerAsked,
+            Event::ServerUp,
+            Event::ServerDown,
+            Event::KernelDropped,
+        ];
+        let targets = self.proxy.targets().len() as u32;
+        for &event in Event::ALL {
+            let all = self.total(|counters| counters.happened(event));
+            let sum = self.total(|counters| (0..targets).map(|one| counters.of_target(one).happened(event)).sum());
+            if sum != all && (sum > all || !OF_NONE.contains(&event)) {
+                return Err(format!("{} happened {all} times, to {targets} targets {sum} times", event.label()));
+            }
+        }
+        for &reason in DropReason::ALL {
+            let all = self.total(|counters| counters.dropped(reason));
+            let sum = self.total(|counters| (0..targets).map(|one| counters.of_target(one).dropped(reason)).sum());
+            if sum > all {
+                return Err(format!("{all} were dropped by {}, of {targets} targets {sum}", reason.label()));
+            }
+        }
+        Ok(())
     }
 
     /// Brings back the held frames the engine asks for.

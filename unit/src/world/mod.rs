@@ -280,7 +280,10 @@ struct World {
 }
 
 impl World {
-    fn new(scenario: Scenario, mode: Mode) -> Self {
+    fn new(mut scenario: Scenario, mode: Mode) -> Self {
+        if scenario.seed % 4 == 3 {
+            scenario.count_v4_apart();
+        }
         let mut chance = Chance::new(scenario.seed ^ 0x5eed);
         let now = scenario.start;
         host::set_clock(now);
@@ -454,6 +457,7 @@ impl World {
         }
         self.appliance.conserved()?;
         let appliance = &self.appliance;
+        appliance.ascribed()?;
         report.events =
             std::array::from_fn(|event| appliance.total(|counters| counters.happened(tcpstate::Event::ALL[event])));
         report.drops = std::array::from_fn(|reason| {

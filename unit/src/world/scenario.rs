@@ -1,8 +1,9 @@
 //! What a seed means: how the box is built, what the cables do, who connects to whom.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tcpstate::config::{Asymmetric, Handshake, Mode, Proved, Reach};
+use tcpstate::config::{Asymmetric, DestinationRule, Handshake, Mode, Network, Proved, Reach, Settings};
 use tcpstate::{Config, Side};
 
 use super::appliance::Build;
@@ -307,6 +308,14 @@ impl Scenario {
             plan.dialect.envelope.fragments = None;
         }
         scenario
+    }
+
+    /// Makes the servers with IPv4 addresses a target of their own, of which nothing differs.
+    pub fn count_v4_apart(&mut self) {
+        let config = &mut self.build.config;
+        let settings = Arc::new(Settings { mode: Some(config.mode), ..Settings::default() });
+        let network = Network { address: [0, 0, 0xffff, 0], prefix: 96 };
+        config.rules.push(DestinationRule { vlan: None, network, port: None, settings });
     }
 
     /// A world without faults for one cell of the matrix: in a first connection the box learns the server's options, the

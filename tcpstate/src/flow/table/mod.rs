@@ -485,6 +485,13 @@ impl Table {
         self.half_open.together.get(place as usize).copied().unwrap_or(0)
     }
 
+    /// Where half-open connections of a profile are counted, if at any place.
+    #[inline(always)]
+    pub fn place_of_profile(&self, number: u16) -> Option<u32> {
+        let &(_, place) = self.half_open.of_profile.get(usize::from(number & !UNTOUCHED))?;
+        ((place as usize) < self.half_open.together.len()).then_some(place)
+    }
+
     /// A number that changes with each flow that is entered.
     #[inline(always)]
     pub fn entered(&self) -> u32 {
