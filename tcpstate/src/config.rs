@@ -735,6 +735,11 @@ pub struct Config {
     pub proved_memory: Duration,
     /// How many sources each worker can remember to have proved themselves; rounded up to a power of two.
     pub proved_sources: usize,
+    /// Pairs of cache lines of the filter of SYNs that were answered lately: a power of two. A program of the kernel that answers SYNs knows filters of the
+    /// default size alone. Smaller ones are for tests, which make thousands of engines.
+    pub recent_syns: usize,
+    /// Words for a second's SYNs in the filter of those that were refused lately: a power of two, up to 131 072. Less than that is for tests.
+    pub refused_syns: usize,
     /// SYNs of one proved source that pass in a second, repeated ones included; zero: none.
     pub proved_syns: u32,
     /// Connections of one proved source that may be half-open at once: passed, and not completed by their client; zero: none. Each worker remembers
@@ -847,6 +852,8 @@ impl Default for Config {
             proved: Proved::default(),
             proved_memory: Duration::from_secs(86_400),
             proved_sources: 65_536,
+            recent_syns: 65_536,
+            refused_syns: 131_072,
             proved_syns: 100,
             proved_half_open: 8,
             proved_half_open_all: 256,

@@ -103,25 +103,26 @@ impl RecentSyns {
     /// The version of the layout.
     pub const LAYOUT: u64 = 3;
 
-    /// The words of the filter, whatever the configuration.
-    pub fn words_needed(_: &Config) -> usize {
-        (PAIR * LINE) << LINES_BITS
+    /// The words of this configuration's filter.
+    pub fn words_needed(config: &Config) -> usize {
+        PAIR * LINE * config.recent_syns.next_power_of_two()
     }
 
     /// A filter in these words. For two epochs it answers "perhaps" to everything, because cookies of a former process must open.
     ///
     /// # Panics
     /// If there are too few words.
-    pub fn new(words: Words, now: Instant) -> Self {
-        assert!(words.len() >= (PAIR * LINE) << LINES_BITS, "the recent-SYN filter needs more words");
-        Self { words, mask: (1 << LINES_BITS) - 1, blind_until: now + FOREIGN }
+    pub fn new(config: &Config, words: Words, now: Instant) -> Self {
+        assert!(words.len() >= Self::words_needed(config), "the recent-SYN filter needs more words");
+        Self { words, mask: config.recent_syns.next_power_of_two() as u32 - 1, blind_until: now + FOREIGN }
     }
 
-    /// From now on the filter lies in these words, which get what it knows.
+    /// From now on the filter lies in these words, which get what it knows, and which a program of the kernel may read and write.
     ///
     /// # Panics
-    /// If there are too few words.
+    /// If there are too few words, or the filter is not of the size that the program knows.
     pub fn move_to(&mut self, words: Words) {
+        assert_eq!(self.mask, (1 << LINES_BITS) - 1, "the program knows recent-SYN filters of one size");
         assert!(words.len() >= (PAIR * LINE) << LINES_BITS, "the recent-SYN filter needs more words");
         words.copy(&self.words, (PAIR * LINE) << LINES_BITS);
         self.words = words;
@@ -273,7 +274,8 @@ mod tests {
     }
 
     fn filter(now: Instant) -> RecentSyns {
-        RecentSyns::new(Words::zeroed(RecentSyns::words_needed(&Config::default())), now)
+        let config = Config::default();
+        RecentSyns::new(&config, Words::zeroed(RecentSyns::words_needed(&config)), now)
     }
 
     #[test]
@@ -284,7 +286,10 @@ mod tests {
         (0..30_000).for_each(|pair| {
             words.line(PAIR * pair)[random() as usize % SLICES].set(random() >> 8 | (random() % 200) << 56)
         });
-        let mut filter = RecentSyns { blind_until: Instant::default(), ..RecentSyns::new(words, Instant::default()) };
+        let mut filter = RecentSyns {
+            blind_until: Instant::default(),
+            ..RecentSyns::new(&Config::default(), words, Instant::default())
+        };
         let mut left = 0;
         for n in 0..50_000 {
             let now = Instant::from_micros(n * SLICE / 300);

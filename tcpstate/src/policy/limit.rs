@@ -484,16 +484,22 @@ impl Sightings {
     /// The version of the layout.
     pub const LAYOUT: u64 = 1;
 
-    const WORDS: usize = 1 << (SLICE_BITS - 6);
-
-    /// The words of the filter, whatever the configuration.
-    pub fn words_needed(_: &Config) -> usize {
-        LINE + SLICES * Self::WORDS
+    /// Words of a slice, a power of two.
+    fn slice_words(config: &Config) -> usize {
+        config.refused_syns.next_power_of_two().min(1 << (SLICE_BITS - 6))
     }
 
+    /// The words of this configuration's filter.
+    pub fn words_needed(config: &Config) -> usize {
+        LINE + SLICES * Self::slice_words(config)
+    }
+
+    /// A filter in these words, of as many as there are room for.
     fn new(words: Words) -> Self {
-        assert!(words.len() >= LINE + SLICES * Self::WORDS, "the memory of refused SYNs needs more words");
-        Self { words, slice_words: Self::WORDS }
+        assert!(words.len() > LINE, "the memory of refused SYNs needs more words");
+        // The whole of a power of two that fits.
+        let slice_words = 1 << ((words.len() - LINE) / SLICES).ilog2();
+        Self { words, slice_words }
     }
 
     /// The second the current slice stands for.
@@ -536,7 +542,9 @@ impl Sightings {
     /// What it knows of one hash, in slices of one word: where two of its bits fall together there, both stand for one that is set if both are.
     fn excerpt(&self, hash: u64) -> Self {
         let probes = Self::probes(hash);
-        let is_set = |slice: usize, (bit, word): (u32, usize)| self.word(slice, word).get() >> bit & 1 == 1;
+        let is_set = |slice: usize, (bit, word): (u32, usize)| {
+            self.word(slice, word & (self.slice_words - 1)).get() >> bit & 1 == 1
+        };
         let word = |slice: usize| {
             probes.iter().fold(0, |all, &(bit, _)| {
                 let set = probes.iter().filter(|other| other.0 == bit).all(|&probe| is_set(slice, probe));

@@ -397,7 +397,7 @@ impl Proxy {
                 cookies: Cookies::new(&policy.tables, secrets.pair(1), policy.clock, now),
                 server_options: ServerOptions::new(servers, &policy, keys),
                 refused_ports: RefusedPorts::new(refused_ports, policy.longest_closed(), keys, now),
-                recent_syns: RecentSyns::new(recent_syns, now),
+                recent_syns: RecentSyns::new(config, recent_syns, now),
                 limiter: Limiter::new(&policy.meters.rate, keys, limits, refused_syns),
                 exceptions: Exceptions::new(&policy.meters.rates, keys),
                 fragments: Fragments::new(),

@@ -96,6 +96,9 @@ impl Mode {
         Config {
             table_buckets: 64,
             learn_capacity: 64,
+            recent_syns: 1024,
+            refused_syns: 1024,
+            proved_sources: 1024,
             syn_cache_max: if self.cache { 64 } else { 0 },
             adopt_grace: Duration::ZERO,
             closed_memory: Duration::ZERO,

@@ -336,6 +336,9 @@ impl Scenario {
         build.config = Config {
             table_buckets: 64,
             learn_capacity: 64,
+            recent_syns: 4096,
+            refused_syns: 1024,
+            proved_sources: 1024,
             syn_cache_max: if cell.cache { 64 } else { 0 },
             rate: tcpstate::config::RateLimit { size: 1024, ..Default::default() },
             ..Config::default()
@@ -422,6 +425,9 @@ fn draw_build(chance: &mut Chance, bridge: bool, cramped: bool) -> Build {
     let mut config = Config {
         table_buckets: if cramped { 1 } else { 64 },
         learn_capacity: *chance.pick(&[1, 64, 1024]),
+        recent_syns: 4096,
+        refused_syns: 1024,
+        proved_sources: 1024,
         syn_cache_max: *chance.pick(&[0, 0, 1, 4, 256]),
         // Nothing is running when a world begins, so whatever is passed to be adopted would be an attacker's.
         adopt_grace: Duration::ZERO,
