@@ -89,7 +89,7 @@ fn end(mut guard: Guard, pairs: Vec<Pair>) -> Vec<LeftSockets> {
     left
 }
 
-#[test]
+#[test(long)]
 fn sockets_pass_from_owner_to_owner_with_what_is_in_their_rings() {
     for (links, mode, workers) in [
         (Links::default(), Mode::Driver, 1),

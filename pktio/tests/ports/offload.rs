@@ -235,7 +235,7 @@ fn hosts_with_default_offloads_are_served_in_generic_mode() {
     }
 }
 
-#[test]
+#[test(long)]
 fn super_frames_at_a_tap_are_cut_in_every_mode_and_datagrams_counted() {
     for mode in [Mode::Driver, Mode::Generic] {
         let world = World::new(Links::default());

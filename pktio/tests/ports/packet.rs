@@ -413,7 +413,7 @@ fn a_ring_that_overflows_counts_every_frame_it_lost() {
     assert_eq!(pool.idle(), pool.total());
 }
 
-#[test]
+#[test(long)]
 fn both_directions_of_a_flow_come_to_the_same_queue() {
     [2, 4].into_iter().for_each(both_directions_come_to_the_same_of);
 }

@@ -50,6 +50,8 @@ pub struct Test {
     pub name: &'static str,
     /// Which tests may run beside it.
     pub company: Company,
+    /// Whether it takes so long that it begins first.
+    pub is_long: bool,
     /// The test.
     pub body: fn(),
 }
@@ -204,8 +206,8 @@ pub fn main() -> ExitCode {
         arguments.test_threads = Some(threads.unwrap_or_else(|| Company::Light.at_once()));
     }
     let mut tests: Vec<&Test> = inventory::iter::<Test>.into_iter().collect();
-    // Those that must be alone come last, so that nobody waits for them.
-    tests.sort_by_key(|test| (test.company, test.module, test.name));
+    // Those that must be alone come last, so that nobody waits for them; those that take long come before the others beside which they run.
+    tests.sort_by_key(|test| (test.company, !test.is_long, test.module, test.name));
     let trials = tests.into_iter().map(|test| {
         let module = test.module.split_once("::").map_or("", |(_, module)| module);
         let name = if module.is_empty() { test.name.to_owned() } else { format!("{module}::{}", test.name) };

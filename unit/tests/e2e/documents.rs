@@ -544,17 +544,17 @@ fn what_is_said_of_operations_works() {
     all_work(&[LARGE[2].to_owned()]);
 }
 
-#[test]
+#[test(long)]
 fn what_is_said_of_the_tools_works() {
     all_work(&[LARGE[3].to_owned()]);
 }
 
-#[test]
+#[test(long)]
 fn what_is_said_by_the_doctor_works() {
     all_work(&[LARGE[4].to_owned()]);
 }
 
-#[test]
+#[test(long)]
 fn what_the_other_pages_say_works() {
     let others: Vec<String> = pages().into_iter().filter(|page| !LARGE.contains(&page.as_str())).collect();
     all_work(&others);

@@ -196,7 +196,7 @@ fn half_closed_lasts_longer_than_what_is_closing() {
     });
 }
 
-#[test]
+#[test(long)]
 fn forged_resets_among_the_bytes_in_flight_end_no_connection() {
     thread::scope(|scope| {
         for cache in [netns::CACHE_ON, netns::CACHE_OFF] {

@@ -125,7 +125,7 @@ fn talk(rig: &Rig, server: &traffic::Server) {
     stream.read_exact(&mut answer).expect("receiving");
 }
 
-#[test]
+#[test(long)]
 fn a_flood_is_reported_from_its_beginning_to_its_end_to_a_file_and_to_the_syslog() {
     let rig = Rig::new();
     let directory = leftovers::file("events");

@@ -493,7 +493,7 @@ fn held(pid: u32) -> (usize, usize) {
     (count("task"), count("fd"))
 }
 
-#[test]
+#[test(long)]
 fn clients_that_never_read_hold_nobody_up_and_take_no_more_than_their_places() {
     const CLIENTS: usize = 40;
     let rig = Rig::new();

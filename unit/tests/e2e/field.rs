@@ -96,7 +96,7 @@ fn invalid(host: &Namespace) -> u64 {
     words.nth(1).and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("no count in {said:?}"))
 }
 
-#[test]
+#[test(long)]
 fn connection_trackers_on_both_sides_find_nothing_invalid() {
     let configs = [netns::CACHE_ON, netns::CACHE_OFF, "handshake = early;"].map(Some);
     for middle in std::iter::once(None).chain(configs) {
@@ -148,7 +148,7 @@ fn interrupted(stream: &TcpStream) -> io::Result<(Vec<u8>, Vec<u8>, Vec<u8>)> {
     Ok((read(MsgFlags::MSG_OOB)?, read(MsgFlags::empty())?, read(MsgFlags::empty())?))
 }
 
-#[test]
+#[test(long)]
 fn urgent_data_arrives_where_it_was_sent() {
     let configs = [netns::CACHE_ON, netns::CACHE_OFF, "handshake = early;"].map(Some);
     for middle in std::iter::once(None).chain(configs) {

@@ -116,12 +116,12 @@ fn is_filled(usage: Use) {
     assert!(evicted > 0 && counted[4].1 > 0, "{report:?}");
 }
 
-#[test]
+#[test(long)]
 fn a_byte_on_each_of_its_connections_keeps_nobody_out() {
     is_filled(Use::Byte);
 }
 
-#[test]
+#[test(long)]
 fn readers_who_read_nothing_keep_nobody_out() {
     is_filled(Use::Unread);
 }

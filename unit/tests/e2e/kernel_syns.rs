@@ -839,7 +839,7 @@ fn flood(rig: &Rig, rate: u32) -> Child {
     flood.stdout(Stdio::null()).spawn().expect("starting the flood")
 }
 
-#[test]
+#[test(long)]
 fn under_a_flood_that_the_kernel_answers_clients_connect_and_a_restart_changes_nothing() {
     let rig = answered(Rig::new());
     let server = rig.server.serve(netns::SERVER_V4, 80, traffic::echo);

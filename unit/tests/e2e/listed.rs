@@ -271,7 +271,7 @@ fn one_host_behind_a_carrier_s_nat_does_not_lock_out_the_others_behind_its_addre
     assert!((1..=10).contains(&lines), "{lines} lines for 80 refusals");
 }
 
-#[test(light)]
+#[test(light, long)]
 fn a_flood_in_a_network_s_name_spends_no_limit_of_its_clients() {
     let rig = Rig::new();
     add_addresses(&rig, 31..35);

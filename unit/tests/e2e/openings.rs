@@ -97,7 +97,7 @@ fn a_connection_whose_syn_left_another_way_passes() {
     }
 }
 
-#[test]
+#[test(long)]
 fn a_server_that_answers_another_way_is_named_and_bypassed_where_policy_says_so() {
     for middle in [None, Some("asymmetric = bypass;"), Some("asymmetric = bypass; handshake = early;"), Some("")] {
         let rig = Rig::new();

@@ -332,32 +332,32 @@ fn the_delayed_bridge_carries_more_than_one_connection_asks_for() {
     assert!(carries, "the way itself is the bottleneck: two connections get no more out of it than one");
 }
 
-#[test(light)]
+#[test(light, long)]
 fn cubic_starts_as_over_the_bridge() {
     starts_as_over_the_bridge("honest", "cubic", true);
 }
 
-#[test(light)]
+#[test(light, long)]
 fn cubic_starts_as_over_the_bridge_without_timestamps() {
     starts_as_over_the_bridge("honest", "cubic", false);
 }
 
-#[test(light)]
+#[test(light, long)]
 fn bbr_starts_as_over_the_bridge() {
     starts_as_over_the_bridge("honest", "bbr", true);
 }
 
-#[test(light)]
+#[test(light, long)]
 fn bbr_starts_as_over_the_bridge_without_timestamps() {
     starts_as_over_the_bridge("honest", "bbr", false);
 }
 
-#[test(light)]
+#[test(light, long)]
 fn bbr_starts_early_as_over_the_bridge() {
     starts_as_over_the_bridge("early", "bbr", true);
 }
 
-#[test(light)]
+#[test(light, long)]
 fn an_early_server_is_heard_as_early_as_over_the_bridge() {
     for timestamps in [true, false] {
         let candidates = candidates("handshake = early;", None, timestamps);
@@ -485,7 +485,7 @@ fn request_times(rig: &Rig, config: Option<&String>, requests: &Requests) -> Tim
     times
 }
 
-#[test(light)]
+#[test(light, long)]
 fn early_requests_arrive_once_and_at_once() {
     requests_arrive_once(&Requests {
         mode: "handshake = early;",
@@ -496,7 +496,7 @@ fn early_requests_arrive_once_and_at_once() {
     });
 }
 
-#[test(light)]
+#[test(light, long)]
 fn early_requests_to_a_slow_server_arrive_once() {
     requests_arrive_once(&Requests {
         mode: "handshake = early;",
@@ -508,7 +508,7 @@ fn early_requests_to_a_slow_server_arrive_once() {
     });
 }
 
-#[test(light)]
+#[test(light, long)]
 fn honest_requests_arrive_once_and_a_round_trip_later() {
     // A client that means to acknowledge with its data, and may not send data, acknowledges when its timer for that goes off.
     const DELAYED_ACK: Duration = Duration::from_millis(200);

@@ -165,7 +165,7 @@ fn a_member_that_takes_every_place_keeps_neither_root_nor_another_member_out() {
     it.proxy.stop();
 }
 
-#[test]
+#[test(long)]
 fn a_stopped_box_is_said_not_to_answer() {
     let it = Box::start("stopped");
     it.proxy.signal(Signal::SIGSTOP);
@@ -183,7 +183,7 @@ fn a_stopped_box_is_said_not_to_answer() {
     it.proxy.stop();
 }
 
-#[test]
+#[test(long)]
 fn an_idle_box_is_silent_and_a_busy_one_is_not() {
     let it = Box::start("silent");
     let server = it.rig.server.serve(netns::SERVER_V4, 0, traffic::exchanged);

@@ -39,7 +39,7 @@ fn ask(mut stream: &TcpStream, number: u32) {
 }
 
 /// A day of 24 s: an hour lasts a second, and so does one of `proved_memory`, which is a day. Of forty clients three in four were there the day before.
-#[test(light)]
+#[test(light, long)]
 fn a_day_of_returning_clients_is_hardly_touched() {
     const DAY: Duration = Duration::from_secs(24);
     const CLIENTS: u8 = 40;

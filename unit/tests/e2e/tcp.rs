@@ -305,7 +305,7 @@ fn the_acceptor_may_abort() {
     );
 }
 
-#[test(light)]
+#[test(light, long)]
 fn a_reader_may_take_its_time() {
     converse(
         [0, 0],

@@ -204,7 +204,7 @@ enum End {
     Signal(Signal),
 }
 
-#[test]
+#[test(long)]
 fn whatever_ends_the_screen_gives_the_terminal_back() {
     const INTERRUPT: u8 = 3;
     const ESCAPE: u8 = 27;

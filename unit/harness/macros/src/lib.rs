@@ -3,19 +3,23 @@
 use proc_macro::{Ident, TokenStream, TokenTree};
 
 /// Registers a function without arguments as a test of this program. `#[test(alone)]`: while it runs, no other test does.
-/// `#[test(light)]`: while it runs, only others that are `light` do.
+/// `#[test(light)]`: while it runs, only others that are `light` do. `#[test(long)]`, `#[test(light, long)]`: it takes ten seconds or more, and begins before the
+/// others, so that at the end nobody waits for it.
 #[proc_macro_attribute]
 pub fn test(arguments: TokenStream, item: TokenStream) -> TokenStream {
-    let company = match arguments.to_string().as_str() {
-        "" => "Any",
-        "light" => "Light",
-        "alone" => "Nobody",
-        other => return complaint(&format!("`{other}` means nothing here; `light` and `alone` do")),
-    };
+    let (mut company, mut is_long) = ("Any", false);
+    for word in arguments.to_string().split(',').map(str::trim).filter(|word| !word.is_empty()) {
+        match word {
+            "light" => company = "Light",
+            "alone" => company = "Nobody",
+            "long" => is_long = true,
+            other => return complaint(&format!("`{other}` means nothing here; `light`, `alone` and `long` do")),
+        }
+    }
     let Some(name) = function(item.clone()) else { return complaint("a test is a function") };
     let registration = format!(
         "const _: () = {{ ::harness::inventory::submit! {{
-             ::harness::Test {{ module: ::core::module_path!(), name: \"{name}\", company: ::harness::Company::{company}, body: {name} }}
+             ::harness::Test {{ module: ::core::module_path!(), name: \"{name}\", company: ::harness::Company::{company}, is_long: {is_long}, body: {name} }}
          }} }};"
     );
     let registration: TokenStream = registration.parse().expect("these are tokens");
