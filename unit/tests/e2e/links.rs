@@ -286,7 +286,7 @@ fn a_lost_link_is_said_and_shown_and_ends_nothing() {
         assert!(shown.contains("link up for") && shown.contains("lost 3 times"), "{shown}");
         rig.middle.sh("ip link set wan0 down");
         within(SECONDS, "seen", || watched.conditions() == [LinkCondition::Up, LinkCondition::Down]);
-        assert!(watched.says("wan0 is down; nothing passes"));
+        within(SECONDS, "said", || watched.says("wan0 is down; nothing passes"));
         rig.middle.sh("ip link set wan0 up");
         let server = rig.server.serve(netns::SERVER_V4, 0, traffic::exchanged);
         let stream = rig.client.connect(server.address).expect("connecting afterwards");
@@ -310,7 +310,7 @@ fn settings_that_somebody_changes_are_set_back_and_counted() {
         let total = watched.stats().total;
         (total.lan_link["settings-changed"], total.wan_link["settings-changed"]) == (1, 1)
     });
-    assert!(watched.says("lan0: somebody has changed its queues from 2 to 1; set back"), "{:?}", watched.proxy.log());
+    within(SECONDS, "said", || watched.says("lan0: somebody has changed its queues from 2 to 1; set back"));
     assert!(watched.proxy.stop().status.success());
     assert_eq!(settings(&rig), before);
 }
@@ -335,7 +335,7 @@ fn an_mtu_and_a_membership_that_somebody_changes_are_set_back_and_counted() {
             let total = watched.stats().total;
             (total.lan_link["settings-changed"], total.wan_link["settings-changed"]) == (1, 1)
         });
-        assert!(watched.says("wan0: somebody has made it a member of bridge0; set back"), "{:?}", watched.proxy.log());
+        within(SECONDS, "said", || watched.says("wan0: somebody has made it a member of bridge0; set back"));
         rig.middle.sh("ip link del bridge0");
         traffic::exchange(&stream, 100_000, 100_000).expect("the connection goes on");
         assert!(watched.proxy.stop().status.success());
@@ -434,7 +434,7 @@ fn a_start_takes_the_memory_of_its_frames_once() {
     starting.end();
 }
 
-#[test]
+#[test(long)]
 fn ports_that_are_swapped_are_noticed() {
     let rig = Rig::new();
     let ports = [format!("packet:{}", Rig::WAN), format!("packet:{}", Rig::LAN)];
@@ -450,7 +450,7 @@ fn ports_that_are_swapped_are_noticed() {
         thread::sleep(Duration::from_millis(500));
         watched.status().ports_swapped
     });
-    assert!(watched.says("are the two swapped?"));
+    within(SECONDS, "said", || watched.says("are the two swapped?"));
     within(SECONDS, "counted", || watched.stats().total.notices["ports-swapped"] == 1);
     // From the box's WAN, which is where the server is.
     let callee = rig.client.serve(netns::CLIENT_V4, 0, traffic::exchanged);
