@@ -448,17 +448,19 @@ fn open_interfaces(
                 Some(_) => attach(None).inspect(|_| {
                     let name = wan.name();
                     warn!(
-                        "{name}: the workers answer all SYNs, since the kernel refuses the program that would: {reason}"
+                        "{name}: the workers answer all SYNs, since the kernel refuses the program that would: {}",
+                        xdp::chain(&*reason)
                     );
                 }),
             })
-            .inspect_err(|reason| warn!("the kernel forwards no connections by itself: {reason}"))
+            .inspect_err(|reason| warn!("the kernel forwards no connections by itself: {}", xdp::chain(&**reason)))
             .ok();
         if let (Some(at_tc), Some(failure)) = (guard.fast_path.as_ref().filter(|_| plan.has_front), &options.failure)
             && let Some(Answering { plan, workers, .. }) = at_tc.answering()
         {
             guard.front = FrontProgram::load(wan, at_tc.maps(), workers, failure, plan)
                 .inspect_err(|reason| {
+                    let reason = xdp::chain(&**reason);
                     info!("{}: SYNs are answered at tc alone, however many come: {reason}", wan.name())
                 })
                 .ok();
@@ -551,6 +553,7 @@ fn pins_of(ports: [&Interface; 2]) -> Option<Pins> {
 fn kept(result: Result<KeptFlows, Box<dyn std::error::Error>>) -> Option<KeptFlows> {
     result
         .inspect_err(|reason| {
+            let reason = xdp::chain(&**reason);
             warn!("connections that the kernel forwards by itself do not outlive the process: {reason}")
         })
         .ok()

@@ -78,13 +78,24 @@ impl Pins {
         PinnedLink::from_pin(self.directory.join(name)).ok()?.unpin().ok()
     }
 
-    /// Pins a link, so that its program stays.
+    /// Pins a link, so that its program stays, in the place of a former one.
     ///
     /// # Errors
     ///
     /// The kernel's.
     pub(crate) fn put_link(&self, name: &str, link: FdLink) -> Result<PinnedLink, Box<dyn Error>> {
-        Ok(link.pin(self.directory.join(name))?)
+        Ok(link.pin(self.place(name)?)?)
+    }
+
+    /// Where something of this name is pinned: nothing is there, but the directory is.
+    fn place(&self, name: &str) -> io::Result<PathBuf> {
+        // A former process of these ports that ends late removes it when it is empty.
+        fs::create_dir_all(&self.directory)?;
+        let path = self.directory.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(path),
+        }
     }
 
     /// Whether the map of this name is the one that is pinned.
@@ -103,12 +114,7 @@ impl Pins {
     ///
     /// The kernel's.
     pub(crate) fn put_flows(&self, ebpf: &Ebpf, map: &str) -> Result<(), Box<dyn Error>> {
-        let path = self.directory.join(FLOWS);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
-        Ok(ebpf.map(map).ok_or("the program lacks its map")?.pin(path)?)
+        Ok(ebpf.map(map).ok_or("the program lacks its map")?.pin(self.place(FLOWS)?)?)
     }
 }
 

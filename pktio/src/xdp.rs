@@ -27,7 +27,7 @@ pub(crate) use forward::{BUCKET, words};
 pub(crate) use front::FrontProgram;
 pub(crate) use layout::Layout;
 pub(crate) use program::{AttachedProgram, LoadedMaps, LoadedProgram, Purpose};
-pub(crate) use refusal::Refusal;
+pub(crate) use refusal::{Refusal, chain};
 pub use samples::ShedSamples;
 pub(crate) use socket::{UmemMemory, fits, open};
 pub use syns::SynMemory;

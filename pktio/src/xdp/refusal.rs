@@ -58,7 +58,7 @@ pub(super) fn descriptors_ran_out() -> Option<io::Error> {
 const VERIFIER_LOG: &str = "Verifier output:";
 
 /// An error with its causes, in one line, without the verifier's log, which is logged for debugging.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
