@@ -140,11 +140,15 @@ impl Proxy {
                 Ok(verdict) => return verdict,
                 Err(ctx) => ctx,
             };
-        } else if self.caches.proved_sources.is_on()
-            && self.admits_proved(&mut ctx, former)
-            && let Some(verdict) = self.pass_unanswered(&mut ctx, former.take(), Event::ProvedPassed)
-        {
-            return verdict;
+        } else if self.caches.proved_sources.is_on() && self.admits_proved(&mut ctx, former) {
+            if former.is_some_and(|id| !self.gives_way(id)) {
+                // Anybody may have sent it, and the connection may live: its record is the new one's when the server has answered.
+                self.counters.count(Event::ProvedPassed);
+                return Verdict::Forward;
+            }
+            if let Some(verdict) = self.pass_unanswered(&mut ctx, former.take(), Event::ProvedPassed) {
+                return verdict;
+            }
         }
         let (now, isn) = (ctx.now, ctx.segment.seq);
         let admission = self.caches.limiter.admit(ctx.tokens, ctx.hash, isn, now);
@@ -307,7 +311,7 @@ impl Proxy {
         }
         // Who may be about to acknowledge our SYN-ACK does not get the server's beside it. Without the server's answers nobody completes anything.
         let is_answered = self.caches.recent_syns.was_answered(ctx.hash, ctx.segment.seq)
-            || former.is_some_and(|id| !self.gives_way(id) && !self.may_pass_over(id))
+            || former.is_some_and(|id| !self.gives_way(id) && !self.is_for_its_ends(id))
             || self.caches.direct_returns.is_found(key);
         let is_forbidden = self.settings.policy.rule(key).signed == Action::Drop && Options::read(ctx.options()).signed;
         if is_answered || is_forbidden {
@@ -363,9 +367,9 @@ impl Proxy {
         }
     }
 
-    /// Whether a SYN of a proved source may pass over the remains of a connection of which nothing was touched, as it would over a cable: its ends alone
+    /// Whether a SYN of a proved source may pass beside what there is of a connection of which nothing was touched, as it would over a cable: its ends alone
     /// know whether it is over.
-    fn may_pass_over(&self, id: Id) -> bool {
+    fn is_for_its_ends(&self, id: Id) -> bool {
         let flow = &self.table[id];
         flow.is_in(State::Unconfirmed) || flow.is_over() && self.is_untouched(id)
     }

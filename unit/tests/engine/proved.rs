@@ -280,6 +280,27 @@ in_every_mode! {
         server.passes(Terms::linux(world.mss()).on(syn_ack(4000, 3_000_001), (SERVER_TS, CLIENT_TS)));
         client.passes(ack(3_000_001, 4001).nop().nop().ts(CLIENT_TS + 3, SERVER_TS));
         assert_eq!(world.happened(Event::SynAnswered), 1, "when it proved itself");
+        // Likewise for ever, by a record of its own.
+        world.after_secs(3000);
+        client.passes(data(3_000_001, 4001, 100).nop().nop().ts(CLIENT_TS + 4, SERVER_TS));
+        server.passes(ack(4001, 3_000_101).nop().nop().ts(SERVER_TS + 4, CLIENT_TS + 4));
+    }
+
+    fn a_forged_reset_and_a_forged_syn_end_no_connection_of_a_proved_source(world, client, server) {
+        let _ = (client, server);
+        let (world, client, server) = passing(&world, |_| ());
+        proves(&client, &server);
+        let (client, server) = world.on_port(2);
+        passes(&client, &server);
+        client.passes(data(1001, 2001, 100).nop().nop().ts(CLIENT_TS + 2, SERVER_TS));
+        client.passes(data(1101, 2001, 100).nop().nop().ts(CLIENT_TS + 2, SERVER_TS));
+        // The server challenges both, and answers neither.
+        client.passes(rst(1150));
+        client.passes(a_syn(&client, 3_000_000));
+        server.passes(ack(2001, 1201).nop().nop().ts(SERVER_TS + 2, CLIENT_TS + 2));
+        world.after_secs(3000);
+        client.passes(data(1201, 2001, 100).nop().nop().ts(CLIENT_TS + 5, SERVER_TS + 2));
+        server.passes(ack(2001, 1301).nop().nop().ts(SERVER_TS + 5, CLIENT_TS + 5));
     }
 
     fn a_network_that_has_spent_its_syns_does_not_lock_out_its_proved_sources(world, client, server) {
@@ -366,7 +387,11 @@ in_every_mode! {
         let (other, other_server) = world.on_port(3);
         proves(&other, &other_server);
         client.passes(a_syn(&client, 900_000_000));
+        server.passes(Terms::linux(world.mss()).on(syn_ack(4000, 900_000_001), (SERVER_TS, CLIENT_TS)));
+        client.passes(ack(900_000_001, 4001).nop().nop().ts(CLIENT_TS + 3, SERVER_TS));
         assert_eq!(world.happened(Event::SynAnswered), 1, "when it proved itself");
+        world.after_secs(3000);
+        client.passes(data(900_000_001, 4001, 100).nop().nop().ts(CLIENT_TS + 4, SERVER_TS));
     }
 
     /// There is nothing of the box in it: neither numbers nor options.
