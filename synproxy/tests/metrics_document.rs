@@ -91,7 +91,7 @@ while frames arrive, and in `synctl top`: everywhere by the same name, which the
     let _ = writeln!(
         text,
         "| `events` | counter | by event | Each [event](#what-else-the-engine-did-by-event), as far as it is one of a connection or a segment of the destination. Where \
-         there are several destinations, frames that are not TCP, ARP, health checks of services and what the kernel's program drops are of none. | `{POLICY_EVENTS}{{policy,event}}` |"
+         there are several destinations, frames that are not TCP (later fragments too), questions of health checks, held frames that nobody waits for, and what the kernel's program drops are of none. | `{POLICY_EVENTS}{{policy,event}}` |"
     );
     text.push_str(
         "\n## Services\n\nOf each [service](services.md), by the label `service`, which is its address and port, and of each of its servers, by the label \

@@ -1,4 +1,8 @@
 //! What the engine counts: of all, and of each [target](crate::Target) where there are several.
+//!
+//! Whose a frame was is known when it is done with. What is [counted](Counters::count) is remembered until then, and [ascribed](Counters::ascribe) to its
+//! target, or [forgotten](Counters::forget_recent) if it is of none: who counts outside a frame or a flow's timer does one of these, or
+//! [adds](Counters::add) to a target at once.
 
 use crate::histogram::Histogram;
 use crate::{DropReason, Event, Timing, Verdict};
@@ -50,13 +54,15 @@ pub struct Counters {
 /// for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Recent {
+    /// The target, where another is known to be it than that of the frame's own key.
+    target: Option<u32>,
     len: u8,
     /// Numbers of events, and behind them those of reasons.
     items: [u8; Recent::MOST],
 }
 
 impl Recent {
-    /// More than a frame or the end of a timer is counted as.
+    /// Room for more than one frame, or one timer, is ever counted as.
     const MOST: usize = 15;
 }
 
@@ -104,10 +110,11 @@ impl Counters {
         !self.targets.is_empty()
     }
 
-    /// From now on these are the targets: for each, which of the former ones it was, if any.
+    /// From now on these are the targets: for each, which of the former ones it was, if any. Once there were several everybody is one of its own for good: what
+    /// others had counted would be a leap.
     pub(crate) fn set_targets(&mut self, former: impl ExactSizeIterator<Item = Option<u32>>) {
         let targets = match former.len() {
-            0 | 1 => Vec::new(),
+            0 | 1 if self.targets.is_empty() => Vec::new(),
             _ => former.map(|place| place.map_or(Counts::NONE, |place| self.of_target(place).clone())).collect(),
         };
         self.targets = targets;
@@ -153,7 +160,7 @@ impl Counters {
     #[inline(always)]
     fn remember(&mut self, item: usize) {
         if self.has_targets() {
-            let Recent { len, items } = &mut self.recent;
+            let Recent { len, items, .. } = &mut self.recent;
             // What finds no room is counted of all, and of no target.
             if let Some(place) = items.get_mut(usize::from(*len)) {
                 *place = item as u8;
@@ -162,10 +169,16 @@ impl Counters {
         }
     }
 
-    /// What was counted since the last time was of this target.
+    /// What is counted of this frame is of this target, whatever its own key says.
+    pub(crate) fn set_target(&mut self, target: Option<u32>) {
+        self.recent.target = target;
+    }
+
+    /// What was counted since the last time was of the target that was set, or else of this one.
     #[inline(never)]
-    pub(crate) fn ascribe(&mut self, target: u32) {
-        let Recent { len, items } = core::mem::take(&mut self.recent);
+    pub(crate) fn ascribe(&mut self, target: impl FnOnce() -> u32) {
+        let Recent { len, items, target: known } = core::mem::take(&mut self.recent);
+        let target = known.unwrap_or_else(target);
         debug_assert!(usize::from(len) < Recent::MOST, "more was counted at once than there is room for");
         let Some(counts) = self.targets.get_mut(target as usize) else { return };
         for item in items.into_iter().take(len.into()).map(usize::from) {
@@ -179,7 +192,7 @@ impl Counters {
     /// What was counted since the last time was of no target.
     #[inline(always)]
     pub(crate) fn forget_recent(&mut self) {
-        self.recent.len = 0;
+        (self.recent.len, self.recent.target) = (0, None);
     }
 }
 
@@ -196,11 +209,12 @@ mod tests {
         assert_eq!((counters.of_target(0).happened(Event::Dialled), counters.of_target(1)), (1, &Counts::NONE));
         counters.count(Event::Dialled);
         let _ = counters.drop(DropReason::BadCookie);
-        counters.ascribe(1);
+        counters.ascribe(|| 1);
         counters.count(Event::Bridged);
         counters.forget_recent();
         counters.count(Event::Dialled);
-        counters.ascribe(0);
+        counters.set_target(Some(0));
+        counters.ascribe(|| 1);
         counters.add(Event::Dialled, 5, Some(1));
         counters.add(Event::Dialled, 7, None);
         let of = |target| {
@@ -212,8 +226,10 @@ mod tests {
         // Other targets: the second is there still, as the first.
         counters.set_targets([Some(1), None, None].into_iter());
         assert_eq!([0, 1, 2].map(|target| counters.of_target(target).happened(Event::Dialled)), [6, 0, 0]);
-        // None but everybody, who is all.
+        // None but everybody, to whom no more has happened than before.
         counters.set_targets([Some(0)].into_iter());
-        assert_eq!(counters.of_target(0).happened(Event::Dialled), 15);
+        counters.count(Event::Dialled);
+        counters.ascribe(|| 0);
+        assert_eq!((counters.of_target(0).happened(Event::Dialled), counters.happened(Event::Dialled)), (7, 16));
     }
 }

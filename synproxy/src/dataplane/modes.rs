@@ -131,7 +131,7 @@ struct Cell {
     answered: AtomicU64,
     proved: AtomicU64,
     limited: AtomicU64,
-    /// Everything, by event and by reason: [seldomer](WHOLE_AT_ONCE), as nothing is decided by it.
+    /// Everything, by event and by reason: [less often](WHOLE_AT_ONCE), as nothing is decided by it.
     events: [AtomicU64; Event::COUNT],
     drops: [AtomicU64; DropReason::COUNT],
 }
@@ -253,7 +253,8 @@ pub struct ModeBoard {
     generation: CachePadded<AtomicU64>,
     sheet: Mutex<Arc<Sheet>>,
     subscribers: Mutex<Vec<Sender<Switch>>>,
-    status: Mutex<Vec<TargetStatus>>,
+    /// What is known, but for all that is counted, and where that stands.
+    status: Mutex<(Arc<Sheet>, Vec<TargetStatus>)>,
     /// Switches that a subscriber had no room for.
     unheard: AtomicU64,
 }
@@ -265,12 +266,13 @@ impl ModeBoard {
     /// Without workers.
     pub fn new(targets: Arc<[Target]>, workers: usize) -> Self {
         assert!(workers > 0, "a board for nobody");
+        let sheet = Arc::new(Sheet::new(targets, workers));
         Self {
             workers,
             generation: CachePadded::new(AtomicU64::new(1)),
-            sheet: Mutex::new(Arc::new(Sheet::new(targets, workers))),
+            sheet: Mutex::new(Arc::clone(&sheet)),
             subscribers: Mutex::default(),
-            status: Mutex::default(),
+            status: Mutex::new((sheet, Vec::new())),
             unheard: AtomicU64::new(0),
         }
     }
@@ -305,14 +307,27 @@ impl ModeBoard {
 
     /// How every target is: everybody first. Empty until the coordinator has run once.
     pub fn status(&self) -> Vec<TargetStatus> {
-        lock(&self.status).clone()
+        let (sheet, mut status) = lock(&self.status).clone();
+        for (number, status) in status.iter_mut().enumerate() {
+            status.all = sheet.sum_of_all(number);
+        }
+        status
     }
 
     /// The end of this worker.
     pub fn link(self: &Arc<Self>, worker: usize) -> ModeLink {
         let sheet = Arc::clone(&lock(&self.sheet));
         let board = Arc::clone(self);
-        ModeLink { board, worker, sheet, seen: 0, publish_at: Instant::default(), next_whole: 0, is_behind: false }
+        ModeLink {
+            board,
+            worker,
+            sheet,
+            seen: 0,
+            publish_at: Instant::default(),
+            last_whole: 0,
+            left_whole: 0,
+            is_behind: false,
+        }
     }
 
     fn tell(&self) {
@@ -355,8 +370,9 @@ pub struct ModeLink {
     seen: u64,
     /// When counts are published next.
     publish_at: Instant,
-    /// The target of which everything is published next.
-    next_whole: usize,
+    /// The target of which everything was published last, and of how many it has yet to be since frames came.
+    last_whole: usize,
+    left_whole: usize,
     /// Whether frames have come since the last publication.
     is_behind: bool,
 }
@@ -398,7 +414,9 @@ impl ModeLink {
         while let Some(target) = engine.next_alarm() {
             self.raise(engine, target);
         }
-        self.is_behind |= is_busy;
+        if is_busy {
+            (self.is_behind, self.left_whole) = (true, self.sheet.targets.len());
+        }
         // Not only then: timers change counts as well.
         if now >= self.publish_at {
             self.publish(engine, now);
@@ -425,14 +443,19 @@ impl ModeLink {
         if !self.is_of(engine) {
             return;
         }
+        let is_first = !self.sheet.rows[self.worker].is_written.load(Ordering::Relaxed);
         let row = &self.sheet.rows[self.worker];
         for (target, cell) in (0..).zip(&row.cells) {
             cell.publish(&engine.target_counts(target));
         }
-        for _ in 0..row.cells.len().min(WHOLE_AT_ONCE) {
-            self.next_whole = (self.next_whole + 1) % row.cells.len();
-            row.cells[self.next_whole].publish_all(engine.counters().of_target(self.next_whole as u32));
+        // All at first, or those that are yet to come would seem to begin anew.
+        let now_whole = if is_first { row.cells.len() } else { row.cells.len().min(WHOLE_AT_ONCE) };
+        for _ in 0..now_whole {
+            self.last_whole = (self.last_whole + 1) % row.cells.len();
+            row.cells[self.last_whole].publish_all(engine.counters().of_target(self.last_whole as u32));
         }
+        self.left_whole = self.left_whole.saturating_sub(now_whole);
+        self.is_behind = self.left_whole > 0;
         row.is_written.store(true, Ordering::Release);
     }
 }
@@ -700,6 +723,8 @@ impl Coordinator {
         for (target, orders) in self.sheet.targets.iter().zip(&self.sheet.orders) {
             let present = first_mode(target.mode, orders.engaged.load(Ordering::Relaxed));
             let mut history = before.remove(&target.key).unwrap_or_else(|| History::new(present, now));
+            // What a worker counts of everybody when there are others is not what it counted when there were none.
+            (history.flights, history.syns) = Default::default();
             // What another worker has noticed meanwhile is a switch of its own.
             if history.present != present && target.mode != Mode::Auto {
                 switch(&self.board, target, &mut history, present, Reason::Policy, now);
@@ -715,10 +740,16 @@ impl Coordinator {
         self.histories.iter().map(|history| history.switches).sum()
     }
 
-    /// Shows what is known.
+    /// Shows what is known; of another policy once all workers have said what they have counted, as counters do not fall.
     fn show(&self) {
-        let status = self.sheet.targets.iter().zip(&self.histories).enumerate();
+        let is_known = self.sheet.rows.iter().all(|row| row.is_written.load(Ordering::Acquire));
         let mut shown = lock(&self.board.status);
+        let (of, shown) = &mut *shown;
+        if !is_known && !Arc::ptr_eq(of, &self.sheet) {
+            return;
+        }
+        *of = Arc::clone(&self.sheet);
+        let status = self.sheet.targets.iter().zip(&self.histories).enumerate();
         shown.clear();
         shown.extend(status.map(|(number, (target, history))| TargetStatus {
             target: target.key,
@@ -727,7 +758,7 @@ impl Coordinator {
             since: history.since,
             switches: history.switches,
             counts: self.sheet.sum(number),
-            all: self.sheet.sum_of_all(number),
+            all: Counts::NONE,
             in_flight: history.in_flight,
             syn_rate: history.syn_rate,
             baseline: history.baseline.clone(),

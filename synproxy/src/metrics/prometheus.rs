@@ -345,7 +345,7 @@ mod tests {
             assert!(text.lines().any(|own| own == line), "{line}\n{text}");
         }
         let types: Vec<&str> = text.lines().filter(|line| line.starts_with("# TYPE ")).collect();
-        assert_eq!(types.iter().collect::<BTreeSet<_>>().len(), 2 + TargetMetric::COUNT);
+        assert_eq!(types.iter().collect::<BTreeSet<_>>().len(), 3 + TargetMetric::COUNT);
     }
 
     #[test]

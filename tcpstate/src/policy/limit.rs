@@ -494,11 +494,10 @@ impl Sightings {
         LINE + SLICES * Self::slice_words(config)
     }
 
-    /// A filter in these words, of as many as there are room for.
+    /// A filter in these words, of the greatest size there is room for.
     fn new(words: Words) -> Self {
-        assert!(words.len() > LINE, "the memory of refused SYNs needs more words");
-        // The whole of a power of two that fits.
-        let slice_words = 1 << ((words.len() - LINE) / SLICES).ilog2();
+        assert!(words.len() >= LINE + SLICES, "the memory of refused SYNs needs more words");
+        let slice_words = 1 << ((words.len() - LINE) / SLICES).ilog2().min(SLICE_BITS - 6);
         Self { words, slice_words }
     }
 

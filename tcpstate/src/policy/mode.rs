@@ -110,7 +110,7 @@ impl TargetCounts {
         Self {
             half_open: half_open.into(),
             passed: counts.happened(Event::PassedByMode),
-            answered: counts.happened(Event::SynAnswered) - counts.happened(Event::SynRepeated),
+            answered: counts.happened(Event::SynAnswered).saturating_sub(counts.happened(Event::SynRepeated)),
             proved: counts.happened(Event::CacheHit) + counts.happened(Event::CookieGood),
             limited: counts.happened(Event::SynLimited),
         }

@@ -49,6 +49,7 @@ impl Proxy {
             return self.on_unmatched_icmp(action);
         };
         self.refresh(id);
+        self.counters.set_target(self.target_if_counted(id));
         if self.is_untouched(id) {
             if self.table[id].is_in(State::SynSent) && quote.checksums_hold(head) {
                 self.note_error_while_syn_sent(side, id, quote, head, now);

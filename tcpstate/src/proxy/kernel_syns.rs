@@ -266,7 +266,7 @@ impl Proxy {
     }
 
     #[inline(never)]
-    fn take_over_counts(&mut self) {
+    pub(super) fn take_over_counts(&mut self) {
         let Some(syns) = &mut self.kernel_syns else { return };
         let news = |at: usize, taken: &mut u64| {
             let counted = syns.words[at].get();
@@ -278,8 +278,7 @@ impl Proxy {
         self.counters.add(Event::Unasked, unasked, None);
         self.counters.add(Event::KernelDropped, unasked, None);
         self.counters.add_drops(DropReason::BadCookie, unasked);
-        let targets = self.settings.policy.targets().len().min(TARGETS);
-        for (target, taken) in syns.taken.iter_mut().enumerate().take(targets) {
+        for (target, taken) in syns.taken.iter_mut().enumerate() {
             let answered = news(BY_TARGET + target, taken);
             if answered > 0 {
                 for event in [Event::SynAnswered, Event::KernelAnswered, Event::WanSegment] {

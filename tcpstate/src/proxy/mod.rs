@@ -544,6 +544,8 @@ impl Proxy {
         self.settings.profiles.adopt(policy.profiles());
         self.quotas.set_limits(&policy.limits);
         self.settings.is_guarded = self.is_guarded();
+        // What the kernel's program has counted so far bears the numbers of the former targets.
+        self.take_over_counts();
         let places = mode::places_before(policy.targets(), self.settings.policy.targets());
         let mut modes = Modes::new(policy.targets());
         modes.take_over(&places, &self.settings.modes, self.settings.adopt_grace, now);
@@ -763,8 +765,8 @@ impl Proxy {
     #[inline(always)]
     fn ascribe(&mut self, key: &FlowKey, target: Option<u32>) {
         if self.counters.has_targets() {
-            let target = target.unwrap_or_else(|| self.settings.policy.rule(key).target);
-            self.counters.ascribe(target);
+            let policy = &self.settings.policy;
+            self.counters.ascribe(|| target.unwrap_or_else(|| policy.rule(key).target));
         }
     }
 
@@ -881,8 +883,12 @@ impl Proxy {
             self.ask_servers(now, egress);
             self.counters.forget_recent();
         }
-        if self.sweep.is_some() && self.continue_sweep(egress) {
-            return true;
+        if self.sweep.is_some() {
+            let goes_on = self.continue_sweep(egress);
+            self.counters.forget_recent();
+            if goes_on {
+                return true;
+            }
         }
         for _ in 0..STEPS_A_TURN {
             match self.table.step(now) {
@@ -893,7 +899,7 @@ impl Proxy {
                     let target = self.target_if_counted(id);
                     self.expire(id, now, egress);
                     if let Some(target) = target {
-                        self.counters.ascribe(target);
+                        self.counters.ascribe(|| target);
                     }
                 }
             }
@@ -910,19 +916,16 @@ impl Proxy {
     /// Ends a ticket: what becomes of the frame that was held for it, which came from the WAN and has not changed since. Never
     /// [`Verdict::Hold`] again.
     pub fn on_release(&mut self, ticket: Ticket, head: &mut Head, now: Instant, egress: &mut impl Egress) -> Verdict {
-        let verdict = match self.caches.hold_queue.redeem(ticket) {
-            true => {
-                self.counters.count(Event::Released);
-                self.on_single(Side::Wan, head, now, egress)
+        if self.caches.hold_queue.redeem(ticket) {
+            self.counters.count(Event::Released);
+            let verdict = self.on_single(Side::Wan, head, now, egress);
+            if !matches!(verdict, Verdict::Hold(_)) {
+                return verdict;
             }
-            false => Verdict::Hold(ticket),
-        };
-        if let Verdict::Hold(_) = verdict {
-            let dropped = self.counters.drop(DropReason::NotHeld);
-            self.counters.forget_recent();
-            return dropped;
         }
-        verdict
+        let dropped = self.counters.drop(DropReason::NotHeld);
+        self.counters.forget_recent();
+        dropped
     }
 
     /// The next source that has proved itself by a cookie, an entry of the SYN cache, or by completing a connection that passed for its last proof, once for

@@ -72,6 +72,10 @@ impl Proxy {
         let receiver = found.map(|id| self.port_of(id, role.other()));
         let (place, entered) = (found.unwrap_or(Id::ABSENT), self.table.entered());
         let meta = Metadata { parsed: Parsed::Tcp(segment), hash, tokens, place, entered };
+        if self.counters.has_targets() {
+            let target = found.and_then(|id| self.target_if_counted(id));
+            self.counters.set_target(target.or_else(|| Some(self.settings.policy.rule(&segment.key).target)));
+        }
         self.arrived = Some(side);
         let verdict = self.on_segment(role, &segment, &meta, found, head, now, egress);
         self.arrived = None;

@@ -145,6 +145,7 @@ impl Proxy {
     ) -> Verdict {
         let Answered { key, hash, id, shows } = *answered;
         egress.note(|| "it belongs to a connection that was opened in another VLAN".into());
+        self.counters.set_target(self.target_if_counted(id));
         if let Some(pair) = shows
             && self.caches.vlan_pairs.learn(pair)
         {

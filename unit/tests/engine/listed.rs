@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tcpstate::config::{Extension as Offer, Limits, Network};
+use tcpstate::config::{DestinationRule, Extension as Offer, Limits, Network, Settings};
 use tcpstate::{DropReason, Event, List, Lists, Policy, Side};
 use unit::in_every_mode;
 use unit::script::*;
@@ -110,6 +110,25 @@ in_every_mode! {
         client.gets(rst(joined.o(0)));
         server.gets(rst(joined.c(0)));
         assert_eq!(world.population().proxied, 0);
+    }
+
+    fn what_is_counted_while_no_frame_is_spare_is_no_later_frame_s(world, client, server) {
+        let settings = Arc::new(Settings { mode: Some(tcpstate::config::Mode::Cache), ..Settings::default() });
+        let apart = DestinationRule { vlan: None, network: network(&server, 128), port: None, settings };
+        let (world, client, server) = world.mode().world_with(|config| config.rules.push(apart));
+        let _ = open(&client, &server, linux(&world), linux(&world));
+        let (other, _) = world.pair(0, 2, CLIENT_PORT);
+        lists(&world, &[(List::Block, &client)]);
+        world.spare_frames(0);
+        world.operate(|proxy, _| proxy.reset_blocked());
+        world.after_ms(40);
+        other.sends(syn(5).mss(1400));
+        other.gets(syn_ack(ANY, 6).any_window().any_options());
+        assert!(world.happened(Event::NoSpareFrame) > 15);
+        let of = |event| {
+            [0, 1].map(|target| world.operate(|proxy, _| proxy.counters().of_target(target).happened(event)))
+        };
+        assert_eq!((of(Event::NoSpareFrame), of(Event::SynAnswered)), ([0, 0], [0, 2]));
     }
 
     fn a_client_whose_server_has_not_answered_is_reset_with_it(world, client, server) {

@@ -1,9 +1,10 @@
 //! Who may speak: priority tags, VLANs that differ by direction, shared and changing Ethernet addresses, reserved IP addresses, and IPv6 headers that
 //! name other ends. What is expected is what a bridge does.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tcpstate::config::Asymmetric;
+use tcpstate::config::{Asymmetric, DestinationRule, Network, Settings};
 use tcpstate::{DropReason, Event, Side};
 use unit::script::*;
 
@@ -191,6 +192,23 @@ fn the_two_directions_may_be_different_vlans() {
             assert_eq!(world.happened(Event::Refused), 1);
         }
     }
+}
+
+#[test]
+fn what_is_counted_in_another_vlan_is_of_the_destination_that_was_opened() {
+    let settings = Arc::new(Settings { mode: Some(tcpstate::config::Mode::Cache), ..Settings::default() });
+    let network = Network { address: [0, 0, 0xffff, 0], prefix: 96 };
+    let rule = DestinationRule { vlan: Some(10), network, port: None, settings };
+    let (world, client, server) = Mode::V4.world_with(|config| config.rules.push(rule));
+    let (inward, outward) = ([(0x8100, 10)], [(0x8100, 20)]);
+    talks(&world, &client, &server, &inward, &inward, &outward, &inward);
+    let of = |target| {
+        world.operate(|proxy, _| {
+            let counts = proxy.counters().of_target(target);
+            [Event::Spliced, Event::OtherVlan, Event::LanSegment].map(|event| counts.happened(event) > 0)
+        })
+    };
+    assert_eq!([of(0), of(1)], [[false; 3], [true; 3]]);
 }
 
 #[test]
