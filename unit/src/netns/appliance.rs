@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use std::{env, fs};
@@ -131,6 +131,9 @@ fn figure(log: &[String], name: &str) -> Option<u64> {
     })
 }
 
+/// Held for reading by each box that starts.
+static STARTING: RwLock<()> = RwLock::new(());
+
 impl Appliance {
     /// Starts the proxy in the middle of `rig` with the configuration entries `config` (the inside of
     /// `synproxyconf = { }`), and returns when frames flow.
@@ -193,6 +196,7 @@ impl Appliance {
             path
         });
         command.args(ports);
+        let _starting = STARTING.read().unwrap_or_else(PoisonError::into_inner);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starting ip netns exec");
         let (ready, is_ready) = mpsc::channel();
         let log = Arc::new(Mutex::new(Vec::new()));
@@ -215,6 +219,12 @@ impl Appliance {
         let mut appliance = Appliance { child, log, readers: readers.into(), config };
         appliance.wait_ready(&is_ready);
         appliance
+    }
+
+    /// Does something that would hinder a box that is starting, between two that do.
+    pub fn while_none_starts(change: impl FnOnce()) {
+        let _nobody = STARTING.write().unwrap_or_else(PoisonError::into_inner);
+        change();
     }
 
     fn wait_ready(&mut self, ready: &Receiver<()>) {
