@@ -38,6 +38,17 @@ fn passes(client: &Host, server: &Host) {
     completes(client, server);
 }
 
+/// A world, and the ends of a connection of a proved source in it, whose client has sent 200 bytes that are not acknowledged.
+fn sending(world: &World) -> (World, Host, Host) {
+    let (world, client, server) = passing(world, |_| ());
+    proves(&client, &server);
+    let (client, server) = world.on_port(2);
+    passes(&client, &server);
+    client.passes(data(1001, 2001, 100).nop().nop().ts(CLIENT_TS + 2, SERVER_TS));
+    client.passes(data(1101, 2001, 100).nop().nop().ts(CLIENT_TS + 2, SERVER_TS));
+    (world, client, server)
+}
+
 /// The server answers the SYN that has passed, and the client completes the handshake.
 #[track_caller]
 fn completes(client: &Host, server: &Host) {
@@ -268,12 +279,7 @@ in_every_mode! {
 
     fn a_port_is_used_again_over_what_was_reset_in_the_midst_of_what_was_sent(world, client, server) {
         let _ = (client, server);
-        let (world, client, server) = passing(&world, |_| ());
-        proves(&client, &server);
-        let (client, server) = world.on_port(2);
-        passes(&client, &server);
-        client.passes(data(1001, 2001, 100).nop().nop().ts(CLIENT_TS + 2, SERVER_TS));
-        client.passes(data(1101, 2001, 100).nop().nop().ts(CLIENT_TS + 2, SERVER_TS));
+        let (world, client, server) = sending(&world);
         // The number of an application that has read but a part.
         client.passes(rst(1101));
         client.passes(a_syn(&client, 3_000_000));
@@ -288,12 +294,7 @@ in_every_mode! {
 
     fn a_forged_reset_and_a_forged_syn_end_no_connection_of_a_proved_source(world, client, server) {
         let _ = (client, server);
-        let (world, client, server) = passing(&world, |_| ());
-        proves(&client, &server);
-        let (client, server) = world.on_port(2);
-        passes(&client, &server);
-        client.passes(data(1001, 2001, 100).nop().nop().ts(CLIENT_TS + 2, SERVER_TS));
-        client.passes(data(1101, 2001, 100).nop().nop().ts(CLIENT_TS + 2, SERVER_TS));
+        let (world, client, server) = sending(&world);
         // The server challenges both, and answers neither.
         client.passes(rst(1150));
         client.passes(a_syn(&client, 3_000_000));
