@@ -641,7 +641,7 @@ fn converse(
     let server = sockets::accept(listener, traffic::PATIENCE)?;
     server.set_nodelay(true)?;
     await_window(&client);
-    let mut seen = handshake(taps, address);
+    let mut seen = handshake(taps, client.local_addr()?, address);
     note(&mut seen, BORN, [&client, &server]);
 
     traffic::send(&client, 1, 1000)?;
@@ -686,13 +686,13 @@ fn await_window(client: &TcpStream) {
     thread::sleep(Duration::from_millis(20));
 }
 
-/// What came in at both ends to open the connection.
-fn handshake([client, server]: [Tap; 2], address: SocketAddr) -> Seen {
+/// What came in at both ends to open the connection. The last acknowledgement of the connection before it may still arrive.
+fn handshake([client, server]: [Tap; 2], caller: SocketAddr, address: SocketAddr) -> Seen {
     let mut seen = Seen::new();
-    let mut at_server = server.segments(|_, to| to == address).into_iter();
+    let mut at_server = server.segments(|from, to| (from, to) == (caller, address)).into_iter();
     let syn = at_server.next();
     let ack = at_server.find(|told| !told.flags.contains("SYN"));
-    let at_client = client.segments(|from, _| from == address).into_iter().next();
+    let at_client = client.segments(|from, to| (from, to) == (address, caller)).into_iter().next();
     for (end, when, told) in [(SERVER, SYN, syn), (SERVER, ACK, ack), (CLIENT, SYN_ACK, at_client)] {
         let Some(tap::Told { flags, window, data, options, ip, ecn, label }) = told else { continue };
         let facts = [
