@@ -7,9 +7,6 @@
 //! The program has to know which flows it must not touch. They lie in a map that the workers write as plain memory; `tcpstate::FlowMap` says
 //! what is in it, and `bpf/fail.h` reads it.
 
-use crate::options::SynPlan;
-use crate::xdp::{self, SynMemory};
-
 /// What passes while no worker takes frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnFailure {
@@ -53,81 +50,4 @@ pub enum Decision {
     Drops,
     /// It leaves the frame to the worker.
     Leaves,
-}
-
-/// The XDP program with this plan, on no interface: says what it does with a frame that no worker takes. For tests.
-///
-/// Loading a program takes root.
-pub struct Rehearsal(xdp::Rehearsal);
-
-impl Rehearsal {
-    /// Loads the program as that of the WAN port, or of the LAN port, of a box with so many workers.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's, in words.
-    pub fn new(plan: &FailurePlan, is_wan: bool, workers: usize) -> Result<Rehearsal, String> {
-        xdp::Rehearsal::new(plan, is_wan, workers, None).map(Rehearsal)
-    }
-
-    /// The same of the program of a WAN port that answers SYNs.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's, in words.
-    pub fn answering(plan: &FailurePlan, workers: usize, syns: SynPlan) -> Result<Rehearsal, String> {
-        xdp::Rehearsal::new(plan, true, workers, Some(syns)).map(Rehearsal)
-    }
-
-    /// The memory of each worker by which it answers SYNs.
-    ///
-    /// # Panics
-    ///
-    /// If it does not.
-    pub fn syn_memories(&self) -> Vec<SynMemory> {
-        self.0.syn_memories()
-    }
-
-    /// How many instructions the verifier has looked at.
-    ///
-    /// # Panics
-    ///
-    /// Before Linux 5.16, which does not say so.
-    pub fn verified_instructions(&self) -> u32 {
-        self.0.verified_instructions()
-    }
-
-    /// What the program decides on a frame of the first queue, while no worker takes frames and `on_failure` is closed; its answer is written to `answer`.
-    ///
-    /// # Panics
-    ///
-    /// When the kernel cannot run the program.
-    pub fn decides(&mut self, frame: &[u8], answer: &mut [u8]) -> Decision {
-        self.0.decides(frame, answer)
-    }
-
-    /// Each worker's part of the map of flows, the first time.
-    pub fn take_flow_maps(&mut self) -> Vec<&'static [std::sync::atomic::AtomicU64]> {
-        self.0.take_flow_maps()
-    }
-
-    /// All workers say that their flows are in the map.
-    pub fn set_flows_entered(&mut self) {
-        self.0.set_flows_entered();
-    }
-
-    /// Whether the program sends the frame out of the other port.
-    ///
-    /// # Panics
-    ///
-    /// When the kernel cannot run the program.
-    pub fn bridges(&mut self, frame: &[u8]) -> bool {
-        self.0.bridges(frame)
-    }
-}
-
-impl std::fmt::Debug for Rehearsal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Rehearsal").finish_non_exhaustive()
-    }
 }

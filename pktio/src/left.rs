@@ -7,8 +7,7 @@ use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use crate::pool::Pool;
-use crate::port::Port;
+use crate::frame::MOST_MEMBERS;
 
 /// Words of a worker, and of each of its sockets, in [`LeftSockets::words`].
 const WORDS: usize = 4;
@@ -21,7 +20,7 @@ const LAYOUT: u64 = 1;
 const NEVER: u64 = u64::MAX;
 
 /// The most sockets of a worker: two for each member of an aggregation.
-const MOST_SOCKETS: usize = 2 * crate::members::MOST_MEMBERS;
+const MOST_SOCKETS: usize = 2 * MOST_MEMBERS;
 
 /// A socket that is bound to a queue, and where its port was with its rings.
 #[derive(Debug)]
@@ -68,19 +67,6 @@ pub struct LeftSockets {
 }
 
 impl LeftSockets {
-    /// What the ports of a worker leave; `None` if they are others, or the kernel forwards past them. They are not to be used any more: what leaves them belongs
-    /// to the next process. `pool` has all frames back that are in no ring.
-    pub fn of(lan: &mut dyn Port, wan: &mut dyn Port, pool: &mut Pool) -> Option<LeftSockets> {
-        let mut sockets = Vec::new();
-        let queue = wan.capabilities().queue;
-        let (lan, wan) = (lan.handover()?, wan.handover()?);
-        if !lan.leave(pool, &mut sockets) || !wan.leave(pool, &mut sockets) {
-            return None;
-        }
-        let (memory, chunks, chunk) = pool.leave()?;
-        Some(LeftSockets { memory, chunks, chunk, queue, sockets })
-    }
-
     /// The number of the queue.
     pub fn queue(&self) -> u32 {
         self.queue

@@ -34,6 +34,7 @@ mod left;
 mod mapping;
 mod members;
 pub mod memory;
+mod names;
 pub mod netdev;
 mod netmap;
 mod offload;
@@ -44,6 +45,7 @@ mod patience;
 pub mod pcap;
 mod peer;
 mod pins;
+mod plan;
 mod pool;
 mod port;
 mod prepare;
@@ -56,21 +58,19 @@ mod xdp;
 
 pub use error::{OpenError, advice, thread_advice};
 pub use failure::{FailurePlan, FailureSwitch, OnFailure};
-pub use frame::{Batch, Frame, NO_MEMBER};
+pub use frame::{Batch, Frame, MOST_MEMBERS, NO_MEMBER};
 pub use guard::Guard;
 pub use huge_pages::HugePageAllocator;
 pub use left::{LeftSocket, LeftSockets};
-pub use members::MOST_MEMBERS;
-pub use open::{
-    Alone, Asked, Buffers, HOST, Opened, Queue, buffers_for, fast_path_way, interface_of, members_of, open, open_alone,
-    open_prepared,
-};
+pub use names::{Asked, HOST, interface_of, members_of};
+pub use open::{Alone, Buffers, Opened, Queue, buffers_for, open, open_alone, open_prepared};
 pub use options::{FastPathPlan, FastPathWay, Mode, Options, SynPlan};
 pub use packet::{Answering, FastPath};
 pub use peer::peer_groups;
+pub use plan::fast_path_way;
 pub use pool::Pool;
-pub use port::{Capabilities, Handover, KernelForwarding, Pair, Port, PortStatistics, RingStatistics};
+pub use port::{Capabilities, Handover, KernelForwarding, Pair, Port, PortStatistics, RingStatistics, leave};
 pub use prepare::{Preparation, prepare};
 pub use shed::{ShedFilter, ShedLevel, ShedSample};
 pub use wait::{PortWatch, wait, wait_or_wake};
-pub use xdp::{ShedSamples, SynMemory, XdpFastPath};
+pub use xdp::{Rehearsal, ShedSamples, SynMemory, XdpFastPath};

@@ -6,15 +6,12 @@
 //! that frame; one that a timer sends goes by the member that last received something, which therefore has a link.
 
 use crate::failure::FailureSwitch;
-use crate::frame::Batch;
+use crate::frame::{Batch, MOST_MEMBERS};
 use crate::left::LeftSocket;
 use crate::pool::Pool;
 use crate::port::{Capabilities, Handover, Port, PortStatistics};
 use crate::shed::{ShedFilter, ShedLevel};
 use std::os::fd::RawFd;
-
-/// The most members of a port.
-pub const MOST_MEMBERS: usize = 8;
 
 /// The members of a port: the same queue of each of them.
 pub(crate) struct Members {

@@ -2,22 +2,23 @@
 //! better ones were not taken.
 
 use std::fmt;
-use std::io;
 use std::thread;
 
 use tracing::{debug, info, warn};
 
 use crate::error::OpenError;
-use crate::failure::{FailurePlan, OnFailure};
-use crate::frame::HEADROOM;
+use crate::failure::OnFailure;
+use crate::frame::{HEADROOM, MOST_MEMBERS};
 use crate::guard::Guard;
-use crate::members::{MOST_MEMBERS, Members};
+use crate::members::Members;
+use crate::names::{Asked, HOST, Name, members_of};
 use crate::netdev::{self, HostPort, Interface, Settings};
 use crate::netmap;
-use crate::options::{FastPathPlan, FastPathWay, Mode, Options, SynPlan};
+use crate::options::{FastPathWay, Mode, Options};
 use crate::packet::{Answering, FastPath, PacketOptions, PacketPort};
 use crate::pcap::PcapPort;
 use crate::pins::{self, KeptFlows, Pins};
+use crate::plan::{choose_fast_path, forwarding, is_shedding, is_wan, partner, raise_memory_limit, syn_plan};
 use crate::pool::Pool;
 use crate::port::{Pair, Port, Ports};
 use crate::prepare::Preparation;
@@ -70,74 +71,6 @@ impl fmt::Debug for Queue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Queue").field("port", &self.port.capabilities()).field("pool", &self.pool).finish()
     }
-}
-
-/// The parsed name of a port.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Name<'a> {
-    /// The best backend that works.
-    Any(&'a str),
-    Xdp(&'a str),
-    Packet(&'a str),
-    Netmap(netmap::Name<'a>),
-    Pcap(&'a str),
-    /// This machine's own stack.
-    Host,
-}
-
-/// The name of the port that is this machine's own stack, behind the NIC that is the WAN port.
-pub const HOST: &str = "host";
-
-impl<'a> Name<'a> {
-    fn parse(name: &'a str) -> Result<Name<'a>, OpenError> {
-        let syntax = || OpenError::Syntax { name: name.into() };
-        let parsed = match name.split_once(':') {
-            Some(("xdp", rest)) => Name::Xdp(rest),
-            Some(("packet", rest)) => Name::Packet(rest),
-            Some(("pcap", rest)) => Name::Pcap(rest),
-            Some(("netmap", rest)) => return netmap::Name::parse(rest).map(Name::Netmap).ok_or_else(syntax),
-            Some((scheme, _)) if scheme.starts_with("vale") => {
-                return netmap::Name::parse(name).map(Name::Netmap).ok_or_else(syntax);
-            }
-            // An old alias (eth0:1) is no interface, and no other name has a colon.
-            Some(_) => return Err(syntax()),
-            None if name == HOST => Name::Host,
-            None => Name::Any(name),
-        };
-        let rest = match parsed {
-            Name::Any(rest) | Name::Xdp(rest) | Name::Packet(rest) | Name::Pcap(rest) => rest,
-            Name::Host => return Ok(parsed),
-            Name::Netmap(_) => unreachable!("netmap parses its own names"),
-        };
-        let printable = rest.chars().all(|c| !c.is_whitespace() && !c.is_control() && c != '/');
-        if rest.is_empty() || (!printable && !matches!(parsed, Name::Pcap(_))) { Err(syntax()) } else { Ok(parsed) }
-    }
-}
-
-/// The I/O backend that the name of a port asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Asked {
-    /// The best that works.
-    Best,
-    /// AF_XDP.
-    Xdp,
-    /// AF_PACKET.
-    Packet,
-}
-
-/// The interface of the kernel that the name of a port means, and the I/O backend it asks for. `None` for a port of netmap, for a
-/// capture file and for this machine's own stack.
-///
-/// # Errors
-///
-/// When the name has the wrong form.
-pub fn interface_of(name: &str) -> Result<Option<(&str, Asked)>, OpenError> {
-    Ok(match Name::parse(name)? {
-        Name::Any(device) => Some((device, Asked::Best)),
-        Name::Xdp(device) => Some((device, Asked::Xdp)),
-        Name::Packet(device) => Some((device, Asked::Packet)),
-        Name::Netmap(_) | Name::Pcap(_) | Name::Host => None,
-    })
 }
 
 /// The buffers that a port's frames lie in, as the MTU decides.
@@ -232,12 +165,6 @@ pub fn open_prepared(
 
     let wanted = if wants_packet { Some(Wanted::Packet) } else { wants_xdp.then_some(Wanted::Xdp) };
     open_all(&devices, [lan, wan], wanted, options, preparation)
-}
-
-/// The names of the members of a port: one, or several where it is an aggregation.
-pub fn members_of(port: &str) -> Vec<&str> {
-    // The name of a file may have a comma.
-    if port.starts_with("pcap:") { vec![port] } else { port.split(',').collect() }
 }
 
 /// Opens the member links of an aggregation on both sides.
@@ -559,66 +486,6 @@ fn kept(result: Result<KeptFlows, Box<dyn std::error::Error>>) -> Option<KeptFlo
         .ok()
 }
 
-/// Version and patch level of the kernel.
-fn kernel_release() -> Option<(u32, u32)> {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-}
-
-/// Where the kernel shall forward connections by itself, and why there, if that was left to us. An error says why it shall not.
-pub(crate) fn choose_fast_path(
-    interfaces: &[&Interface],
-    asked: Asked,
-    options: &Options,
-) -> Result<Option<(FastPathWay, Option<String>)>, &'static str> {
-    let Some(FastPathPlan { way, .. }) = options.fast_path else { return Ok(None) };
-    if interfaces.len() != 2 {
-        return Err("not those of an aggregation");
-    }
-    // At tc it takes tcx, and older verifiers refuse the program of XDP.
-    if kernel_release().is_some_and(|release| release < (6, 6)) {
-        return Err("that takes Linux 6.6");
-    }
-    let virtual_port = interfaces.iter().find(|interface| !interface.has_link_checksums());
-    let (way, why) = fast_path_way(way, asked, virtual_port.map(|interface| interface.name()))?;
-    Ok(Some((way, why.map(|why| format!("fast path: {why}")))))
-}
-
-/// Where the kernel forwards connections by itself, if `way` says what is wanted and `asked` what the names of the ports ask for; and why there, if that was
-/// left to us. `virtual_port` is the name of a port to which senders may leave checksums and segmentation, if there is one.
-///
-/// # Errors
-///
-/// Says why it cannot.
-pub fn fast_path_way(
-    way: FastPathWay,
-    asked: Asked,
-    virtual_port: Option<&str>,
-) -> Result<(FastPathWay, Option<String>), &'static str> {
-    Ok(match (way, asked) {
-        (FastPathWay::Xdp, Asked::Packet) | (FastPathWay::Tc, Asked::Xdp) => {
-            return Err("the ports are named for another I/O backend than `fast_path` needs");
-        }
-        (FastPathWay::Auto, Asked::Packet) => (FastPathWay::Tc, None),
-        (FastPathWay::Auto, Asked::Xdp) => (FastPathWay::Xdp, None),
-        (FastPathWay::Auto, Asked::Best) => match virtual_port {
-            Some(name) => {
-                (FastPathWay::Tc, Some(format!("tc, since senders may leave checksums and segmentation to {name}")))
-            }
-            None => (FastPathWay::Xdp, Some("XDP, since the frames of both ports come over links".into())),
-        },
-        (way, _) => (way, None),
-    })
-}
-
-/// Options by which the XDP program forwards connections, if it is to.
-pub(crate) fn forwarding(options: &Options, way: Option<FastPathWay>) -> Options {
-    let forward_words = options.fast_path.filter(|_| way == Some(FastPathWay::Xdp)).map_or(0, |plan| plan.words);
-    let failure = options.failure.clone().map(|plan| FailurePlan { forward_words, ..plan });
-    Options { failure, ..options.clone() }
-}
-
 /// What the process lacks for AF_XDP, where that is why it was refused: capabilities, each with what it is for, or a limit.
 fn lack_for_xdp(reason: &Refusal) -> Option<String> {
     let missing: Vec<_> = privilege::missing().into_iter().filter(|it| it.name != "CAP_IPC_LOCK").collect();
@@ -779,27 +646,6 @@ fn give_back(memory: Vec<UmemMemory>) {
 fn lack_of_zero_copy(interfaces: &[&Interface]) -> Option<String> {
     let lacks = |interface: &&&Interface| netdev::has_zero_copy(interface.index()) == Some(false);
     interfaces.iter().find(lacks).map(|interface| format!("the driver of {} has none", interface.name()))
-}
-
-/// The interface at the other side of this one, of so many: the members of the LAN come first, and then their partners.
-pub(crate) fn partner(side: usize, count: usize) -> usize {
-    (side + count / 2) % count
-}
-
-/// Whether an interface is one of the WAN's.
-pub(crate) fn is_wan(side: usize, count: usize) -> bool {
-    count > 1 && side >= count / 2
-}
-
-/// Whether the program of an interface has a shed filter: floods come from the WAN.
-pub(crate) fn is_shedding(side: usize, count: usize, options: &Options) -> bool {
-    options.shed && is_wan(side, count)
-}
-
-/// What the program of an interface answers SYNs by: it does at the WAN port. Members of an aggregation would each need a memory of their own.
-pub(crate) fn syn_plan(side: usize, count: usize, options: &Options) -> Option<SynPlan> {
-    let knows_flows = options.failure.is_some() && !options.host;
-    options.syns.filter(|_| is_wan(side, count) && count == 2 && knows_flows)
 }
 
 /// Attaches the XDP program to one of the interfaces, in driver mode if that is wanted and works; the one that was loaded for it before, if it is the
@@ -1026,37 +872,9 @@ fn open_captures(specs: &[&str], options: &Options) -> Result<(Vec<Ports>, Strin
     Ok((vec![(ports, pool)], note.into()))
 }
 
-/// Raises the limit of locked memory as far as possible: AF_XDP's buffers count against it.
-pub(crate) fn raise_memory_limit() {
-    let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-    // SAFETY: the limit is a valid structure.
-    if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) } == 0 {
-        return;
-    }
-    debug!("RLIMIT_MEMLOCK could not be lifted: {}", io::Error::last_os_error());
-    let mut limit = unlimited;
-    // SAFETY: the limit is written to a local structure, then read back from it.
-    unsafe {
-        if libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) == 0 {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_say_their_backend() {
-        assert_eq!(Name::parse("eth0").unwrap(), Name::Any("eth0"));
-        assert_eq!(Name::parse("xdp:eth0").unwrap(), Name::Xdp("eth0"));
-        assert_eq!(Name::parse("packet:eth0.7").unwrap(), Name::Packet("eth0.7"));
-        assert_eq!(Name::parse("pcap:/tmp/a b.pcap").unwrap(), Name::Pcap("/tmp/a b.pcap"));
-        assert_eq!(Name::parse("host").unwrap(), Name::Host);
-        assert_eq!(Name::parse("xdp:host").unwrap(), Name::Xdp("host"));
-    }
 
     #[test]
     fn two_captures_are_opened_without_any_interface() {
@@ -1071,27 +889,6 @@ mod tests {
         assert!(error.to_string().starts_with("/nowhere/x.pcap: "), "{error}");
         let error = open(&name, "lo", &Options::default()).unwrap_err();
         assert!(matches!(error, OpenError::Unsupported { .. }), "{error}");
-    }
-
-    #[test]
-    fn what_is_no_name_is_refused_with_the_right_form() {
-        for name in [
-            "",
-            "xdp:",
-            "eth0:1",
-            "ring:eth0",
-            "eth 0",
-            "a/b",
-            "netmap:",
-            "netmap:a/b",
-            "vale0:",
-            "vale:",
-            "netmap:p{x",
-        ] {
-            let error = Name::parse(name).unwrap_err();
-            assert!(matches!(error, OpenError::Syntax { .. }), "{name}: {error}");
-            assert!(error.to_string().contains("[xdp:|netmap:|packet:|pcap:]NAME"), "{error}");
-        }
     }
 
     #[test]
@@ -1110,8 +907,6 @@ mod tests {
 
     #[test]
     fn members_are_as_many_on_both_sides_and_interfaces_of_the_kernel() {
-        assert_eq!(members_of("lan0,xdp:lan1"), ["lan0", "xdp:lan1"]);
-        assert_eq!(members_of("pcap:in=a,b"), ["pcap:in=a,b"]);
         let nine = ["lo"; 9].join(",");
         for (lan, wan) in
             [("lo,lo", "lo"), ("lo,", "lo"), ("lo,vale0:1", "lo,lo"), ("xdp:lo,lo", "packet:lo,lo"), (&*nine, &*nine)]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::failure::FailureSwitch;
 use crate::frame::Batch;
-use crate::left::LeftSocket;
+use crate::left::{LeftSocket, LeftSockets};
 use crate::pool::Pool;
 use crate::shed::ShedFilter;
 
@@ -144,6 +144,19 @@ impl<P: Port + ?Sized> Port for Box<P> {
     fn statistics(&self) -> PortStatistics {
         (**self).statistics()
     }
+}
+
+/// What the ports of a worker leave; `None` if they are others, or the kernel forwards past them. They are not to be used any more: what leaves them belongs
+/// to the next process. `pool` has all frames back that are in no ring.
+pub fn leave(lan: &mut dyn Port, wan: &mut dyn Port, pool: &mut Pool) -> Option<LeftSockets> {
+    let mut sockets = Vec::new();
+    let queue = wan.capabilities().queue;
+    let (lan, wan) = (lan.handover()?, wan.handover()?);
+    if !lan.leave(pool, &mut sockets) || !wan.leave(pool, &mut sockets) {
+        return None;
+    }
+    let (memory, chunks, chunk) = pool.leave()?;
+    Some(LeftSockets { memory, chunks, chunk, queue, sockets })
 }
 
 /// What a port tells, and is told, of frames that the kernel forwards by itself: beside a [`FastPath`](crate::FastPath), or a program that forwards.

@@ -7,12 +7,10 @@ use std::thread;
 use tracing::debug;
 
 use crate::left::LeftSockets;
+use crate::names::{Asked, interface_of, members_of};
 use crate::netdev::{self, Interface};
-use crate::open::{
-    Asked, choose_fast_path, forwarding, interface_of, is_shedding, is_wan, members_of, partner, raise_memory_limit,
-    syn_plan,
-};
 use crate::options::{FastPathWay, Mode, Options};
+use crate::plan::{choose_fast_path, forwarding, is_shedding, is_wan, partner, raise_memory_limit, syn_plan};
 use crate::xdp::{Layout, LoadedMaps, LoadedProgram, Purpose, Refusal, UmemMemory};
 
 /// Programs and memory that [`open_prepared`](crate::open_prepared) takes if they are what it needs, and makes otherwise.

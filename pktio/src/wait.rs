@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tracing::debug;
 
-use crate::members::MOST_MEMBERS;
+use crate::frame::MOST_MEMBERS;
 use crate::port::Port;
 
 /// How long a backlogged port may wait for its next flush.

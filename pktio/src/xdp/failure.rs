@@ -7,16 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use aya::Ebpf;
-use aya::maps::{DevMap, Map};
-use aya::programs::{TestRun, TestRunOptions, Xdp};
+use aya::maps::Map;
 
-use super::program::{OwnMaps, loader};
-use super::refusal::chain;
 use super::shed::MappedArray;
-use super::syns::SynMemory;
-use crate::failure::{Decision, FailurePlan, FailureSwitch, OnFailure};
+use crate::failure::{FailurePlan, FailureSwitch, OnFailure};
 use crate::mapping::Mapping;
-use crate::options::SynPlan;
 
 /// How long a worker may leave frames.
 pub(super) const PATIENCE: Duration = Duration::from_millis(50);
@@ -57,12 +52,12 @@ impl ServiceMap {
         }
     }
 
-    fn word(&self, Place { queue, is_wan }: Place, word: usize) -> &AtomicU64 {
+    pub(super) fn word(&self, Place { queue, is_wan }: Place, word: usize) -> &AtomicU64 {
         &self.0[(2 * queue as usize + usize::from(is_wan)) * SERVICE_WORDS + word]
     }
 
     /// How often the worker has failed at this port, and the frames that were bridged and dropped in its place.
-    fn failures(&self, place: Place) -> [u64; 3] {
+    pub(super) fn failures(&self, place: Place) -> [u64; 3] {
         [FAILURES, BRIDGED, DROPPED].map(|word| self.word(place, word).load(Ordering::Relaxed))
     }
 }
@@ -187,88 +182,6 @@ pub(crate) fn map_flows(ebpf: &Ebpf, workers: usize, words: usize) -> io::Result
     let mapping = Mapping::shared(data.fd().as_fd(), 8 * words * workers)?;
     let all: &'static MappedArray = Box::leak(Box::new(MappedArray::over(mapping)));
     Ok(all.chunks_exact(words).collect())
-}
-
-/// The program on no interface; see [`crate::failure::Rehearsal`].
-pub(crate) struct Rehearsal {
-    ebpf: Ebpf,
-    service: ServiceMap,
-    is_wan: bool,
-    workers: usize,
-    flow_words: usize,
-    syns: Option<SynPlan>,
-}
-
-impl Rehearsal {
-    pub(crate) fn new(
-        plan: &FailurePlan,
-        is_wan: bool,
-        workers: usize,
-        syns: Option<SynPlan>,
-    ) -> Result<Rehearsal, String> {
-        let mut ebpf = loader(workers, Some(plan), is_wan, [0; 2], false, OwnMaps::New, syns.map(|plan| (plan, false)))
-            .map_err(|error| chain(&error))?;
-        let service = ServiceMap::of(&ebpf, workers).map_err(|error| error.to_string())?;
-        let map = ebpf.map_mut("other_port").ok_or("the program lacks its map")?;
-        let mut other = DevMap::try_from(map).map_err(|error| chain(&error))?;
-        // A frame goes nowhere in a test run, so any interface will do: the loopback.
-        other.set(0, 1, None, 0).map_err(|error| chain(&error))?;
-        let program = ebpf.program_mut("redirect").ok_or("the program is missing")?;
-        let program: &mut Xdp = program.try_into().map_err(|error| chain(&error))?;
-        program.load().map_err(|error| chain(&error))?;
-        Ok(Rehearsal { ebpf, service, is_wan, workers, flow_words: plan.flow_words, syns })
-    }
-
-    pub(crate) fn take_flow_maps(&mut self) -> Vec<&'static [AtomicU64]> {
-        map_flows(&self.ebpf, self.workers, std::mem::take(&mut self.flow_words)).expect("the map can be mapped")
-    }
-
-    pub(crate) fn syn_memories(&self) -> Vec<SynMemory> {
-        let plan = self.syns.expect("it answers SYNs");
-        super::syns::map(&self.ebpf, self.workers, plan).expect("the maps can be mapped")
-    }
-
-    pub(crate) fn verified_instructions(&self) -> u32 {
-        let program: &Xdp = self.ebpf.program("redirect").expect("it is there").try_into().expect("it is XDP");
-        let information = program.info().expect("the kernel has it");
-        information.verified_instruction_count().expect("known since Linux 5.16")
-    }
-
-    pub(crate) fn decides(&mut self, frame: &[u8], answer: &mut [u8]) -> Decision {
-        const XDP_DROP: u32 = 1;
-        const XDP_TX: u32 = 3;
-        let place = Place { queue: 0, is_wan: self.is_wan };
-        let before = self.service.failures(place);
-        let program: &Xdp = self.ebpf.program("redirect").expect("it is there").try_into().expect("it is XDP");
-        let options =
-            TestRunOptions { data_in: Some(frame), data_out: Some(answer), repeat: 1, ..TestRunOptions::default() };
-        let result = program.test_run(options).expect("it can be run");
-        // What goes up finds no worker, and is dropped for it.
-        match (result.return_value, self.service.failures(place)[2] - before[2]) {
-            (XDP_TX, 0) => Decision::Answers(result.data_size_out as usize),
-            (XDP_DROP, 0) => Decision::Drops,
-            (XDP_DROP, 1) => Decision::Leaves,
-            other => panic!("it returned {other:?}"),
-        }
-    }
-
-    pub(crate) fn set_flows_entered(&mut self) {
-        for queue in 0..self.workers as u32 {
-            self.service.word(Place { queue, is_wan: self.is_wan }, ENTERED).store(1, Ordering::Relaxed);
-        }
-    }
-
-    pub(crate) fn bridges(&mut self, frame: &[u8]) -> bool {
-        let place = Place { queue: 0, is_wan: self.is_wan };
-        let before = self.service.failures(place);
-        let program: &Xdp = self.ebpf.program("redirect").expect("it is there").try_into().expect("it is XDP");
-        program
-            .test_run(TestRunOptions { data_in: Some(frame), repeat: 1, ..TestRunOptions::default() })
-            .expect("it can be run");
-        let after = self.service.failures(place);
-        assert_eq!(after[1] + after[2], before[1] + before[2] + 1, "one frame is bridged or dropped");
-        after[1] > before[1]
-    }
 }
 
 #[cfg(test)]

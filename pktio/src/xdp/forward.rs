@@ -1,19 +1,14 @@
 //! The maps by which the XDP program forwards connections by itself (`bpf/forward.h`), as this process sees them: plain memory, mapped as long as the
 //! process lives.
 
-use std::error::Error;
-use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::Ebpf;
-use aya::maps::{DevMap, Map};
+use aya::maps::Map;
 
 use super::failure::Place;
-use super::program::{OwnMaps, SHARED, instructions, loader};
-use crate::bpf::{self, How};
-use crate::failure::{FailurePlan, OnFailure};
 use crate::mapping::Mapping;
 use crate::pins::MAP;
 
@@ -98,66 +93,4 @@ pub(crate) fn words(ebpf: &Ebpf, name: &str, count: Option<usize>) -> io::Result
     // SAFETY: this process uses the mapping through this slice alone. The program writes 32-bit fields too, of which each has one writer at a time: a word
     // of which this process writes one half is not written by the program then.
     Ok(unsafe { mapping.words() })
-}
-
-/// The XDP programs of both ports on no interface: says what they make of frames of connections that are handed down. For tests.
-///
-/// Loading a program takes root.
-pub struct XdpFastPath {
-    programs: [OwnedFd; 2],
-    words: &'static [AtomicU64],
-    // The programs use their maps.
-    _ebpf: [Ebpf; 2],
-}
-
-impl fmt::Debug for XdpFastPath {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("XdpFastPath").field("words", &self.words.len()).finish_non_exhaustive()
-    }
-}
-
-impl XdpFastPath {
-    /// Loads the programs. Their entries have so many words, a power of two of buckets; the keys are those of the hash that names flows.
-    ///
-    /// # Errors
-    ///
-    /// Those of the kernel or of the library.
-    pub fn load(words: usize, flow_keys: (u64, u64)) -> Result<XdpFastPath, Box<dyn Error>> {
-        let plan = FailurePlan { on_failure: OnFailure::Closed, flow_keys, flow_words: 0, forward_words: words };
-        let load = |is_wan| -> Result<Ebpf, Box<dyn Error>> {
-            let mut ebpf = loader(1, Some(&plan), is_wan, [0; 2], false, OwnMaps::New, None)?;
-            let mut other = DevMap::try_from(ebpf.map_mut("other_port").ok_or("the program lacks its map")?)?;
-            // A frame goes nowhere in a test run, so any interface will do: the loopback.
-            other.set(0, 1, None, 0)?;
-            Ok(ebpf)
-        };
-        let (lan, wan) = (load(false)?, load(true)?);
-        let program = |ebpf, first: Option<&Ebpf>| -> Result<OwnedFd, Box<dyn Error>> {
-            Ok(bpf::load_xdp(
-                &instructions(ebpf, "redirect_frags", first.map(|first| (first, &SHARED[..])))?,
-                "redirect",
-                How { has_frags: true, bound_to: None },
-            )?)
-        };
-        let programs = [program(&lan, None)?, program(&wan, Some(&lan))?];
-        let forwarded = Forwarded::of(&lan, 1)?;
-        [false, true].into_iter().for_each(|is_wan| forwarded.set_longest(is_wan, [1 << 16; 2]));
-        Ok(XdpFastPath { programs, words: entries(&lan)?, _ebpf: [lan, wan] })
-    }
-
-    /// The words of the entries, zero at first. They stay mapped until the process ends.
-    pub fn words(&self) -> &'static [AtomicU64] {
-        self.words
-    }
-
-    /// What the program of a side (0: LAN, 1: WAN) makes of a frame from there: the frame that leaves by the other port, or `None` if it goes up.
-    ///
-    /// # Panics
-    ///
-    /// When the kernel cannot run it.
-    pub fn run(&self, side: usize, frame: &[u8]) -> Option<Vec<u8>> {
-        const XDP_REDIRECT: u32 = 4;
-        let (result, out) = bpf::test_run(self.programs[side].as_fd(), frame).expect("it can be run");
-        (result == XDP_REDIRECT).then_some(out)
-    }
 }

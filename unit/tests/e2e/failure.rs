@@ -7,7 +7,7 @@ use harness::{leftovers, test};
 use nix::sys::ptrace;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use pktio::failure::Rehearsal;
+use pktio::Rehearsal;
 use pktio::{FailurePlan, OnFailure};
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
