@@ -519,3 +519,8 @@ impl core::fmt::Display for Syslog {
         }
     }
 }
+
+/// A string as it stands in a file.
+pub(crate) fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}

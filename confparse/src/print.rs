@@ -8,7 +8,7 @@ use crate::keys::{KEYS, Key, SECTIONS};
 use crate::rules::{RULE_KEYS, RuleKey, SECTIONS_OF_BLOCKS};
 use crate::servers::{Servers, unambiguous};
 use crate::services;
-use crate::{Account, Config, Control, StateDir, Value};
+use crate::{Account, Config, Control, StateDir, Value, quoted};
 
 /// `config` as a file.
 pub(crate) fn describe(config: &Config) -> String {
@@ -106,11 +106,6 @@ fn text(value: &Value) -> String {
         Value::Account(Some(Account::Id(id))) => id.to_string(),
         Value::Account(Some(Account::Name(name))) => quoted(name),
     }
-}
-
-/// A string as it stands in a file.
-pub(crate) fn quoted(text: &str) -> String {
-    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }
 
 /// A rule as its block stands in a file, without the braces.

@@ -1,9 +1,8 @@
 //! A block of `services`: its keys, and servers, routes and Ethernet addresses as text and as the engine has them.
 
 use crate::keys::{Key, Takes};
-use crate::print::quoted;
 use crate::servers::Servers;
-use crate::{Value, servers};
+use crate::{Value, quoted, servers};
 use core::net::IpAddr;
 use core::time::Duration;
 use tcpstate::Side;
