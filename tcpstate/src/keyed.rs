@@ -3,8 +3,37 @@
 //! SipHash (Aumasson and Bernstein, 2012) over whole words. The compiler knows their number and unrolls everything: half the instructions of a
 //! hasher for any number of bytes. Tests compare it with such a hasher.
 
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
 /// A pair of SipHash keys.
 pub type Keys = (u64, u64);
+
+/// The secret of all cookies, hashes and filters: 48 random bytes, the same on every worker.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct Secrets([u8; 48]);
+
+impl Secrets {
+    /// Secrets made of these bytes, which must come from a good source.
+    pub const fn new(random: [u8; 48]) -> Self {
+        Self(random)
+    }
+
+    /// The bytes, for the process that follows.
+    pub const fn bytes(&self) -> &[u8; 48] {
+        &self.0
+    }
+
+    /// The keys of the hash that names flows and packets. A program that looks flows up in a [`FlowMap`](crate::FlowMap) needs them, and nobody else may know them.
+    pub fn hash_keys(&self) -> Keys {
+        self.pair(0)
+    }
+
+    /// The `n`th of three pairs of SipHash keys.
+    pub(crate) fn pair(&self, n: usize) -> Keys {
+        let word = |at: usize| self.0[at..at + 8].iter().fold(0, |word, &byte| word << 8 | u64::from(byte));
+        (word(16 * n), word(16 * n + 8))
+    }
+}
 
 /// SipHash-1-3 of `words` in little-endian order: for places in tables.
 #[inline(always)]

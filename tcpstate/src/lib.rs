@@ -15,6 +15,7 @@ pub mod histogram;
 mod inspect;
 mod keyed;
 pub mod memory;
+mod metadata;
 mod metric;
 pub mod owner;
 mod policy;
@@ -43,17 +44,16 @@ pub use histogram::Histogram;
 pub use inspect::{
     Connection, ConnectionStatus, End, Excerpt, Explanation, Field, Filter, ServerStatus, ServiceStatus, fields,
 };
+pub use keyed::Secrets;
 pub use memory::Words;
+pub use metadata::{ConnectAttempt, Metadata, Source};
 pub use metric::{Description, MetricKind, Unit};
 pub use owner::Owners;
 pub use policy::Policy;
 pub use policy::lists::{List, Lists};
 pub use policy::mode::{Directive, Target, TargetCounts, TargetKey};
 pub use policy::servers::{ServerEntry, ServerTable};
-pub use proxy::{
-    ConnectAttempt, Egress, Footprint, Forwarded, Memory, Metadata, NameAnswer, NameQuestion, Proxy, Secrets,
-    SharedSyns, Source,
-};
+pub use proxy::{Egress, Footprint, Forwarded, Memory, NameAnswer, NameQuestion, Proxy, SharedSyns};
 pub use side::{PerSide, Side};
 pub use time::Instant;
 pub use verdict::{DropReason, Event, Ticket, Timing, Verdict};

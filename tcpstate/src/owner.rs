@@ -8,7 +8,8 @@
 //! not seen, belong to the worker that received them.
 
 use crate::keyed::Keys;
-use crate::proxy::{Metadata, Secrets};
+use crate::keyed::Secrets;
+use crate::metadata::Metadata;
 use crate::wire::{FlowKey, Fragment, IPV4_LEN, IPV6_LEN, Parsed, Segment, Vlan};
 use crate::{Config, Instant, Side};
 

@@ -38,7 +38,6 @@ use zeroize::Zeroize;
 use crate::Instant;
 use crate::cookie::terms::{Ecn, Terms};
 use crate::keyed::{self, Keys};
-use crate::proxy::kernel_syns::Minting;
 use crate::seq::{SeqNum, WindowScale};
 pub use codec::OptionTables;
 use keys::Secret;
@@ -57,6 +56,17 @@ pub struct SynAckNumbers {
     pub isn: SeqNum,
     /// The TSval, if timestamps are used.
     pub ts_value: Option<u32>,
+}
+
+/// What the cookies of an epoch are made with.
+pub(crate) struct Minting {
+    pub(crate) is_odd: bool,
+    /// The words of its block: two of the keys; the number of MSS values with timestamps, of those without, of window scales and "none", and
+    /// the bits of a code without timestamps, a byte each; none; eight words of MSS values with timestamps and eight of those without; the digits of
+    /// 16 window scales.
+    pub(crate) words: [u64; 22],
+    /// Whether all MSS values for clients without timestamps are among them.
+    pub(crate) has_plain: bool,
 }
 
 impl SynAckNumbers {

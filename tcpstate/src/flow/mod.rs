@@ -7,6 +7,6 @@ mod state;
 pub mod table;
 pub mod translate;
 
-pub(crate) use record::Snapshot;
 pub use record::{Endpoint, Flow, FlowFlags, LAYOUT};
+pub(crate) use record::{Snapshot, UNTOUCHED};
 pub use state::State;

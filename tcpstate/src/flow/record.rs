@@ -19,6 +19,9 @@ use crate::{PerSide, Side};
 /// The version of the record's layout, for a process that takes over records of another.
 pub const LAYOUT: u32 = 3;
 
+/// The bit of [`Flow::profile`] that says that a flow passes as it is.
+pub(crate) const UNTOUCHED: u16 = 1 << 15;
+
 /// What is known of a flow besides its state, one bit each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]

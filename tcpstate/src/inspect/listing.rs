@@ -174,7 +174,7 @@ fn duration(ticks: Ticks) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::Secrets;
+    use crate::Secrets;
     use crate::{Config, wire::Addr};
     use proptest::prelude::*;
     use std::collections::{BTreeMap, BTreeSet};

@@ -3,7 +3,8 @@
 use core::fmt;
 
 use crate::flow::{Flow, FlowFlags, State};
-use crate::proxy::{Metadata, Proxy};
+use crate::metadata::Metadata;
+use crate::proxy::Proxy;
 use crate::wire::Parsed;
 use crate::{PerSide, Side};
 

@@ -517,9 +517,10 @@ fn number<T: Copy + Eq + Hash>(numbers: &mut HashMap<T, u32>, values: &mut Vec<T
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Secrets;
     use crate::config::{DestinationRule, Network, TimeoutSettings};
+    use crate::proxy::Proxy;
     use crate::proxy::test_segments::{TestSegment, key};
-    use crate::proxy::{Proxy, Secrets};
     use crate::wire::{Addr, Flags, Vlan};
     use crate::{Head, inspect::Filter};
     use proptest::prelude::*;

@@ -1,10 +1,16 @@
 //! The settings that a flow takes when it begins and keeps until it ends, even if the policy changes. A flow stores them as a number of 16 bits.
 
 use crate::config::{SackConflict, Timeouts};
-use crate::flow::State;
 use crate::flow::table::wheel::{Ticks, ticks};
+use crate::flow::{State, UNTOUCHED};
 use crate::policy::mode::{Target, TargetKey};
 use std::collections::HashMap;
+
+/// After how many ticks, half a second, the box repeats its SYN to a server that it tries.
+pub(crate) const TRY_REPEATED: core::time::Duration = core::time::Duration::from_millis(500);
+/// The first interval after which the box repeats bytes to a server; it doubles each time. RFC 6298 section 2 has a second for a path of which nothing
+/// is known; the servers of a service are near.
+pub(crate) const REPEATED: core::time::Duration = core::time::Duration::from_millis(200);
 
 /// [`Timeouts`] in ticks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,10 +32,10 @@ impl Lifetimes {
                 State::Free => core::time::Duration::ZERO,
                 State::SynCached | State::Unconfirmed => timeouts.dl_half_open,
                 State::ServerSynSent => retransmit_syn,
-                State::ServerTried => crate::proxy::TRY_REPEATED,
+                State::ServerTried => TRY_REPEATED,
                 // A service says how long.
                 State::Gathering => timeouts.dl_half_open,
-                State::Repeating => crate::proxy::REPEATED,
+                State::Repeating => REPEATED,
                 State::SynSent => timeouts.ul_syn_sent,
                 State::SynReceived => timeouts.ul_syn_rcvd,
                 State::AckWithheld | State::WindowPending | State::Established | State::HandedDown => {
@@ -70,9 +76,6 @@ pub(crate) struct Profile {
     /// Whether it passes as it is, whatever it does.
     pub(crate) is_untouched: bool,
 }
-
-/// The bit of a profile's number that says that its flows pass as they are.
-pub(crate) const UNTOUCHED: u16 = 1 << 15;
 
 /// The profiles that flows of one worker have: each different one once, and none is ever taken away, so that a flow's number stays
 /// true. Number 0 is the profile for everybody of the first policy. There are 32 768 at most; flows that begin under one more get number 0.

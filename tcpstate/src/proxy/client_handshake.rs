@@ -1,10 +1,10 @@
 //! The handshake with the client: the box answers its SYN with a cookie and checks the proof. `server_handshake` then connects the server.
 
+use super::Proxy;
 use super::context::{Context, are_possible, is_damaged, is_from_group};
+use super::passthrough::Passing;
 use super::proof::{Proof, Unproved, distance, keep_terms, terms_of};
 use super::reply::label;
-use super::untouched::Passing;
-use super::{Metadata, Proxy};
 use crate::cache::refused::Fate;
 use crate::cache::servers::default_mss;
 use crate::config::{Action, Extension, Mode, Proved};
@@ -13,6 +13,7 @@ use crate::cookie::{SynAckNumbers, ts_again, ts_not_before};
 use crate::flow::table::Id;
 use crate::flow::table::wheel::{average, tick};
 use crate::flow::{Flow, FlowFlags, State};
+use crate::metadata::Metadata;
 use crate::policy::exceptions::Exception;
 use crate::policy::limit::{Admission, Left};
 use crate::policy::lists::List;
@@ -757,11 +758,11 @@ fn fill_syn_cached<E>(flow: &mut Flow, ctx: &Context<E>, offered: &Options, term
 mod tests {
     use super::*;
     use crate::Config;
+    use crate::Secrets;
     use crate::cache::refused::Met;
     use crate::cache::servers::Observation;
     use crate::config::{Auto, Limits, Network, RateLimit};
     use crate::policy::lists::Lists;
-    use crate::proxy::Secrets;
     use crate::proxy::test_segments::{TestSegment, key};
     use crate::proxy::tests::NoEgress;
     use crate::wire::{Parsed, put32};

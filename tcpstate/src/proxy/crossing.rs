@@ -8,11 +8,11 @@
 
 use super::Proxy;
 use super::context::Context;
+use super::join::{join, syn_window, time_withheld};
 use super::proof::WITHHELD_MOST;
 use super::reply::{hop_limit, label};
-use super::server_handshake::{join, syn_window, time_withheld};
 use crate::flow::table::Id;
-use crate::flow::table::wheel::{Ticks, tick};
+use crate::flow::table::wheel::{SECOND, Ticks, tick};
 use crate::flow::{Flow, FlowFlags, State};
 use crate::seq::{RawWindow, SeqDelta, SeqNum, Window, WindowScale};
 use crate::wire::{Envelope, Flags, Kind, OptionList, Options, Outgoing, Segment, TIMESTAMPS_ROOM, Timestamps};
@@ -171,7 +171,7 @@ impl Proxy {
         self.remember_candidate(id);
         self.counters.count(Event::Spliced);
         self.counters.count(Event::SimultaneousOpen);
-        let wait = if withheld > 0 { withheld.into() } else { super::server_handshake::SECOND };
+        let wait = if withheld > 0 { withheld.into() } else { SECOND };
         self.table.schedule(id, tick(now).wrapping_add(wait));
         if withheld > 0 {
             self.counters.count(Event::AckWithheld);

@@ -1,177 +1,18 @@
 //! Eviction: which flow goes when the table is full. [`idle`](super::idle) chooses among connections.
 
-use core::ops::{Index, IndexMut};
-use std::collections::VecDeque;
-
 use super::Proxy;
+use super::candidates::{Candidates, HALF_OPEN_GRACE, Kind};
 use super::idle::{Inspection, Opener};
 use super::reply::{HALF_SECOND, bare_reset};
-use crate::flow::table::wheel::{TICK_SHIFT, Ticks, tick};
+use crate::flow::table::wheel::{TICK_SHIFT, tick};
 use crate::flow::table::{Id, Table};
 use crate::flow::{Flow, FlowFlags, State};
 use crate::seq::SeqDelta;
 use crate::wire::{FlowKey, OptionList};
 use crate::{Egress, Event, Instant, Side};
 
-/// How many flows of each kind that may be evicted are remembered as candidates: closing ones, those whose server has not answered, and so on.
-const CANDIDATES_REMEMBERED: usize = 65_536;
-
-/// An entry of the SYN cache younger than this is not given up for another: its client may be about to answer. What finds
-/// no place is answered all the same, with a cookie alone. In ticks: three seconds.
-pub(super) const HALF_OPEN_GRACE: Ticks = 3 * 1_000_000 / 1024;
-
-/// Flows in the order in which they came to a state; they may have left it since.
-pub(crate) struct Queue {
-    entries: VecDeque<(Id, u16)>,
-    capacity: usize,
-    /// Entries behind the last that an excerpt leaves out: they stand for flows that are gone.
-    left_out: usize,
-}
-
-impl Queue {
-    pub(crate) fn new(capacity: usize) -> Self {
-        Self { entries: VecDeque::with_capacity(capacity), capacity, left_out: 0 }
-    }
-
-    /// Whether nothing is ever kept.
-    pub(crate) fn is_shut(&self) -> bool {
-        self.capacity == 0
-    }
-
-    #[inline(always)]
-    fn is_full(&self) -> bool {
-        self.entries.len() + self.left_out == self.capacity
-    }
-
-    /// The oldest entries are cold: prefetches the lines of those that will soon be evicted.
-    fn prefetch_next_victims(&self, table: &Table) {
-        if let Some(&(id, _)) = self.entries.get(16) {
-            table.prefetch(id);
-        }
-        if let Some(&(id, _)) = self.entries.get(8) {
-            table.prefetch_neighbours(id);
-        }
-    }
-
-    pub(crate) fn push(&mut self, id: Id, generation: u16) {
-        if self.is_full() {
-            self.entries.pop_front();
-        }
-        if self.capacity > 0 {
-            self.entries.push_back((id, generation));
-        }
-    }
-
-    /// A queue of `known` alone, which is so many entries from the front; if the queue is full, with as many others, all of a flow that is
-    /// `gone`, of which those are there that a frame may put out.
-    fn excerpt(&self, known: Option<(usize, (Id, u16))>, gone: (Id, u16)) -> Self {
-        if !self.is_full() {
-            let entries = known.into_iter().map(|(_, entry)| entry).collect();
-            return Self { entries, capacity: self.capacity, left_out: 0 };
-        }
-        let there = self.capacity.min(known.map_or(0, |(at, _)| at + 1) + PUT_OUT);
-        let mut entries: VecDeque<_> = core::iter::repeat_n(gone, there).collect();
-        if let Some((at, entry)) = known {
-            entries[at] = entry;
-        }
-        Self { entries, capacity: self.capacity, left_out: self.capacity - there }
-    }
-}
-
-/// Flows that may be evicted, in the order in which one is looked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// Over, and waiting for its last timer; or seen in one direction alone.
-    Closing,
-    /// The handshakes are complete, and the client has never sent nor acknowledged data.
-    Silent,
-    /// An entry of the SYN cache.
-    SynCached,
-    /// The server has not answered yet.
-    ServerSynSent,
-    /// Passed through, and not established yet; or a server is asked whether it is there.
-    Opening,
-}
-
-impl Kind {
-    const ALL: [Kind; 5] = [Kind::Closing, Kind::Silent, Kind::SynCached, Kind::ServerSynSent, Kind::Opening];
-
-    /// The kind of a flow, if it may be evicted for what it is; one that still carries anything, be it an unacknowledged FIN, may only be
-    /// [idle](super::idle).
-    pub(super) fn of(flow: &Flow) -> Option<Kind> {
-        match flow.state() {
-            State::TimeWait => Some(Kind::Closing),
-            // A blind RST must not have a connection evicted.
-            State::Reset => (!flow.is_reset_in_doubt()).then_some(Kind::Closing),
-            State::AckWithheld | State::WindowPending | State::Established => {
-                (!flow.is(FlowFlags::CARRIED)).then_some(Kind::Silent)
-            }
-            State::SynCached => Some(Kind::SynCached),
-            State::ServerSynSent | State::Gathering => Some(Kind::ServerSynSent),
-            State::SynSent | State::SynReceived if flow.is(FlowFlags::UNJUDGED) => Some(Kind::Closing),
-            State::SynSent | State::SynReceived | State::Unconfirmed | State::ServerTried => Some(Kind::Opening),
-            State::Free | State::Repeating | State::HandedDown | State::FinWait | State::LastAck => None,
-        }
-    }
-
-    /// The event that counts its eviction.
-    fn event(self) -> Event {
-        match self {
-            Kind::Closing => Event::EvictedClosing,
-            Kind::Silent => Event::EvictedSilent,
-            Kind::SynCached | Kind::ServerSynSent | Kind::Opening => Event::EvictedHalfOpen,
-        }
-    }
-}
-
-/// The flows that may be evicted, a queue for each [`Kind`].
-pub(crate) struct Candidates([Queue; 5]);
-
-impl Candidates {
-    /// Empty queues: for so many entries of the SYN cache, and as many of every other kind as are remembered of a table of `flows`.
-    pub(crate) fn new(syn_cached: usize, flows: usize) -> Self {
-        Self(Kind::ALL.map(|kind| Queue::new(Self::capacity(kind, syn_cached, flows))))
-    }
-
-    fn capacity(kind: Kind, syn_cached: usize, flows: usize) -> usize {
-        if kind == Kind::SynCached { syn_cached.min(flows) } else { flows.min(CANDIDATES_REMEMBERED) }
-    }
-
-    /// The bytes these queues take.
-    pub(crate) fn bytes_needed(syn_cached: usize, flows: usize) -> usize {
-        let entries: usize = Kind::ALL.into_iter().map(|kind| Self::capacity(kind, syn_cached, flows)).sum();
-        entries * size_of::<(Id, u16)>()
-    }
-}
-
-impl Candidates {
-    /// How many entries of the SYN cache there can be.
-    pub(crate) fn syn_cached_most(&self) -> usize {
-        self[Kind::SynCached].capacity
-    }
-}
-
-impl Index<Kind> for Candidates {
-    type Output = Queue;
-
-    #[inline(always)]
-    fn index(&self, kind: Kind) -> &Queue {
-        &self.0[kind as usize]
-    }
-}
-
-impl IndexMut<Kind> for Candidates {
-    #[inline(always)]
-    fn index_mut(&mut self, kind: Kind) -> &mut Queue {
-        &mut self.0[kind as usize]
-    }
-}
-
 /// How many entries of a queue an excerpt looks at for one that may go: each is a flow somewhere in the table.
 const SEARCHED: usize = 256;
-
-/// Entries one frame may put out of a queue, at most.
-const PUT_OUT: usize = 16;
 
 impl Proxy {
     /// A record for a new key, in `state`, on its timer and counted; `client` is the side of who sent the first SYN. `None` when the table is full.
@@ -236,21 +77,21 @@ impl Proxy {
 
     /// Whether the SYN cache is more than half full, so that an entry may have to make way before its client answers.
     pub(crate) fn is_cache_pressed(&self) -> bool {
-        2 * self.table.population().syn_cached > self.candidates[Kind::SynCached].capacity as u64
+        2 * self.table.population().syn_cached > self.candidates.syn_cached_most() as u64
     }
 
     /// Whether the SYN cache certainly has no place: its oldest entry may not give way yet.
     #[inline(always)]
     pub(crate) fn is_cache_full(&self, now: Instant) -> bool {
         let queue = &self.candidates[Kind::SynCached];
-        let may_not_go = |&(id, generation)| self.may_go(Kind::SynCached, id, generation) && self.is_young(id, now);
-        queue.is_full() && queue.entries.front().is_some_and(may_not_go)
+        let may_not_go = |(id, generation)| self.may_go(Kind::SynCached, id, generation) && self.is_young(id, now);
+        queue.is_full() && queue.oldest().is_some_and(may_not_go)
     }
 
     /// Until when the SYN cache has no place, unless an entry goes before its time: in the past if it may have one now.
     pub(super) fn cache_full_until(&self, now: Instant) -> Instant {
         let queue = &self.candidates[Kind::SynCached];
-        let Some(&(oldest, _)) = queue.entries.front().filter(|_| self.is_cache_full(now)) else {
+        let Some((oldest, _)) = queue.oldest().filter(|_| self.is_cache_full(now)) else {
             return Instant::default();
         };
         let age = tick(now).wrapping_sub(self.table[oldest].born);
@@ -261,7 +102,7 @@ impl Proxy {
     /// Whether the SYN cache has a place, if need be that of its oldest entry.
     fn syn_cache_has_room(&mut self, now: Instant) -> bool {
         while self.candidates[Kind::SynCached].is_full() {
-            let Some(&(id, generation)) = self.candidates[Kind::SynCached].entries.front() else { return false };
+            let Some((id, generation)) = self.candidates[Kind::SynCached].oldest() else { return false };
             if self.may_go(Kind::SynCached, id, generation) {
                 if self.is_young(id, now) {
                     return false;
@@ -315,7 +156,7 @@ impl Proxy {
 
     /// Evicts the first flow of a kind, if it is old enough where that counts.
     fn evict_first(&mut self, kind: Kind, spares_the_young: bool, now: Instant, egress: &mut impl Egress) -> bool {
-        while let Some(&(id, generation)) = self.candidates[kind].entries.front() {
+        while let Some((id, generation)) = self.candidates[kind].oldest() {
             let may_go = self.may_go(kind, id, generation);
             if may_go && spares_the_young && self.is_young(id, now) {
                 break;
@@ -346,7 +187,7 @@ impl Proxy {
 
     fn pop_candidate(&mut self, kind: Kind) {
         let queue = &mut self.candidates[kind];
-        queue.entries.pop_front();
+        queue.pop_oldest();
         if matches!(kind, Kind::Closing | Kind::SynCached) {
             queue.prefetch_next_victims(&self.table);
         }
@@ -395,7 +236,7 @@ impl Proxy {
         let known = Kind::ALL.map(|kind| {
             let queue = &self.candidates[kind];
             let must_go = self.table.is_almost_full() || kind == Kind::SynCached && queue.is_full();
-            let mut entries = queue.entries.iter().take(if must_go { SEARCHED } else { 0 }).enumerate();
+            let mut entries = queue.iter().take(if must_go { SEARCHED } else { 0 }).enumerate();
             let (at, &(id, generation)) = entries.find(|(_, entry)| self.may_go(kind, entry.0, entry.1))?;
             if !ids.contains(&id) {
                 ids.push(id);

@@ -1012,8 +1012,8 @@ impl Proxy {
 mod tests {
     use super::*;
     use crate::Config;
+    use crate::Secrets;
     use crate::memory::tests::shared;
-    use crate::proxy::Secrets;
     use crate::proxy::test_segments::TestSegment;
     use crate::proxy::tests::NoEgress;
     use crate::wire::Parsed;

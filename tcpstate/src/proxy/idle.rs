@@ -13,10 +13,9 @@
 use std::collections::VecDeque;
 
 use super::Proxy;
-use super::evict::{HALF_OPEN_GRACE, Kind};
-use super::server_handshake::SECOND;
+use super::candidates::{HALF_OPEN_GRACE, Kind};
 use crate::cache::shares::{Holder, Sample, Share, Shares};
-use crate::flow::table::wheel::{Ticks, tick};
+use crate::flow::table::wheel::{SECOND, Ticks, tick};
 use crate::flow::table::{Id, Table};
 use crate::flow::{Flow, FlowFlags, Snapshot, State};
 use crate::keyed::Keys;

@@ -31,6 +31,7 @@ use core::sync::atomic::{AtomicU64, Ordering, fence};
 use super::Proxy;
 use crate::cache::recent_syns::RecentSyns;
 use crate::config::{Mode, Proved, Stray};
+use crate::cookie::Minting;
 use crate::cookie::terms::Offer;
 use crate::memory::{Word, Words};
 use crate::policy::exceptions::Exception;
@@ -92,17 +93,6 @@ impl SharedSyns {
     pub fn words_needed(config: &Config) -> [usize; 3] {
         [(HEAD + SETS) * BLOCK, RecentSyns::words_needed(config), Limiter::words_needed(config)]
     }
-}
-
-/// What the cookies of an epoch are made with.
-pub(crate) struct Minting {
-    pub(crate) is_odd: bool,
-    /// The words of its block: two of the keys; the number of MSS values with timestamps, of those without, of window scales and "none", and
-    /// the bits of a code without timestamps, a byte each; none; eight words of MSS values with timestamps and eight of those without; the digits of
-    /// 16 window scales.
-    pub(crate) words: [u64; 22],
-    /// Whether all MSS values for clients without timestamps are among them.
-    pub(crate) has_plain: bool,
 }
 
 /// What entries depend on besides their servers.

@@ -1,8 +1,8 @@
 //! What lists and limits decide on a connection attempt, and the end of connections of clients that are blocked while they run.
 
 use super::Proxy;
+use super::candidates::Kind;
 use super::context::Context;
-use super::evict::Kind;
 use crate::flow::table::Id;
 use crate::flow::{Flow, State};
 use crate::policy::lists::{List, Lists};

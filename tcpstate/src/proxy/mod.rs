@@ -1,13 +1,13 @@
 //! The engine: one worker's share of the proxy. It decides here what a frame is and which flow it belongs to. The modules handle the rest:
-//! `client_handshake` (a client's SYN and its proof), `server_handshake` (the SYN to the server and its answer), `refusal` (ports that let nobody
-//! in), `passthrough` (connections
-//! from the LAN, and what else passes unchanged), `untouched` (connections of destinations whose mode passes them), `crossing` (both ends open at once), `asymmetric` (one direction is
-//! not seen), `established`, `handed_down` (connections that the kernel forwards), `icmp` (errors), `adoption` (segments without
-//! a flow), `evict` and `idle` (which flow gives way when the table is full), and `listed` (lists of clients and limits on
-//! connections).
+//! `client_handshake` (a client's SYN and its proof), `server_handshake` (the SYN to the server and its answer), `join` (two halves become one
+//! connection), `refusal` (ports that let nobody in), `passthrough` (connections from the LAN, and what else passes unchanged), `untouched`
+//! (connections of destinations whose mode passes them), `crossing` (both ends open at once), `asymmetric` (one direction is not seen),
+//! `established`, `handed_down` (connections that the kernel forwards), `icmp` (errors), `adoption` (segments without a flow), `evict` with
+//! `candidates` and `idle` (which flow gives way when the table is full), and `listed` (lists of clients and limits on connections).
 
 mod adoption;
 mod asymmetric;
+mod candidates;
 mod client_handshake;
 mod context;
 mod crossing;
@@ -17,6 +17,7 @@ pub(crate) mod handed_down;
 mod health;
 mod icmp;
 mod idle;
+mod join;
 pub(crate) mod kernel_syns;
 mod listed;
 mod negotiation;
@@ -57,23 +58,24 @@ use crate::cookie::{CookieClock, Cookies, Rotation};
 use crate::flow::map::FlowMap;
 use crate::flow::table::wheel::tick;
 use crate::flow::table::{Adopted, Guess, Id, Population, Redirect, Slab, Table};
-use crate::flow::{Flow, FlowFlags, State};
+use crate::flow::{Flow, FlowFlags, State, UNTOUCHED};
 use crate::keyed::Keys;
 use crate::memory::Words;
+use crate::metadata::{Metadata, Source, source};
 use crate::owner::{Naming, Worker};
 use crate::policy::Policy;
 use crate::policy::exceptions::{Exception, Exceptions};
 use crate::policy::limit::{Limiter, Meter};
 use crate::policy::lists::Lists;
 use crate::policy::mode::{self, Modes};
-use crate::policy::profiles::{Profiles, UNTOUCHED};
+use crate::policy::profiles::Profiles;
 use crate::policy::quotas::Quotas;
 use crate::policy::servers::ServerTable;
 use crate::seq::{SeqDelta, SeqNum};
 use crate::wire::{self, Flags, FlowKey, Kind, Mac, Parsed, Segment};
-use crate::{Config, Counters, DropReason, Event, Head, Instant, Side, Ticket, Verdict};
+use crate::{Config, Counters, DropReason, Event, Head, Instant, Secrets, Side, Ticket, Verdict};
+use candidates::Candidates;
 use context::Context;
-use evict::Candidates;
 pub use handed_down::Forwarded;
 use handed_down::HandedDown;
 use idle::Inspection;
@@ -82,40 +84,10 @@ pub use kernel_syns::SharedSyns;
 use negotiation::QUESTIONS_KEPT;
 pub use negotiation::{NameAnswer, NameQuestion};
 use passthrough::UnprovedFlows;
-pub(crate) use refusal::TRY_REPEATED;
 pub use regions::{Footprint, Memory};
-pub(crate) use service::REPEATED;
 use std::sync::Arc;
 use turned::turn;
 use untouched::Way;
-use zeroize::{Zeroize, ZeroizeOnDrop};
-
-/// The secret of all cookies, hashes and filters: 48 random bytes, the same on every worker.
-#[derive(Clone, Zeroize, ZeroizeOnDrop)]
-pub struct Secrets([u8; 48]);
-
-impl Secrets {
-    /// Secrets made of these bytes, which must come from a good source.
-    pub const fn new(random: [u8; 48]) -> Self {
-        Self(random)
-    }
-
-    /// The bytes, for the process that follows.
-    pub const fn bytes(&self) -> &[u8; 48] {
-        &self.0
-    }
-
-    /// The keys of the hash that names flows and packets. A program that looks flows up in a [`FlowMap`] needs them, and nobody else may know them.
-    pub fn hash_keys(&self) -> Keys {
-        self.pair(0)
-    }
-
-    /// The `n`th of three pairs of SipHash keys.
-    fn pair(&self, n: usize) -> Keys {
-        let word = |at: usize| self.0[at..at + 8].iter().fold(0, |word, &byte| word << 8 | u64::from(byte));
-        (word(16 * n), word(16 * n + 8))
-    }
-}
 
 /// Where the engine's own segments go: the worker, which fills a spare frame.
 pub trait Egress {
@@ -131,60 +103,6 @@ pub trait Egress {
     fn note(&mut self, _why: impl FnOnce() -> String) {}
 }
 
-/// What the first pass found out about a frame.
-#[derive(Clone, Copy, Debug)]
-pub struct Metadata {
-    pub(crate) parsed: Parsed,
-    pub(crate) hash: u64,
-    /// Where the limiter keeps the tokens of a SYN's source.
-    pub(crate) tokens: u32,
-    /// Where in the table its flow probably is, or nowhere.
-    pub(crate) place: Id,
-    /// If there is none, as of which flow that was entered.
-    pub(crate) entered: u32,
-}
-
-impl Metadata {
-    /// What the frame turned out to be.
-    pub fn parsed(&self) -> &Parsed {
-        &self.parsed
-    }
-
-    /// The keyed hash of the connection or the packet the frame belongs to; 0 if it belongs to none.
-    pub fn hash(&self) -> u64 {
-        self.hash
-    }
-}
-
-impl Default for Metadata {
-    fn default() -> Self {
-        Self { parsed: Parsed::Bad(wire::Error::Malformed), hash: 0, tokens: 0, place: Id::NOWHERE, entered: 0 }
-    }
-}
-
-/// An IP address of 16 bytes in network order, an IPv4 one mapped into IPv6 (RFC 4291 section 2.5.5.2).
-pub type Source = [u8; 16];
-
-/// A client's attempt to open a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConnectAttempt {
-    /// The client's address.
-    pub source: Source,
-    /// A keyed hash of the 4-tuple and the sequence number: the same when the client repeats its SYN.
-    pub hash: u64,
-}
-
-impl Metadata {
-    /// The connection attempt in a frame from the WAN, if it is one: a SYN without ACK.
-    pub fn attempt(&self) -> Option<ConnectAttempt> {
-        let Parsed::Tcp(segment) = &self.parsed else { return None };
-        let flags = segment.flags;
-        let opens = flags.has(Flags::SYN) && !flags.has(Flags::ACK.and(Flags::RST).and(Flags::FIN));
-        let hash = self.hash ^ u64::from(segment.seq.get()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        opens.then(|| ConnectAttempt { source: source(&segment.key), hash })
-    }
-}
-
 /// The reason for which a frame with this error is dropped.
 const fn drop_reason(error: wire::Error) -> DropReason {
     match error {
@@ -192,15 +110,6 @@ const fn drop_reason(error: wire::Error) -> DropReason {
         wire::Error::BadChecksum => DropReason::BadChecksum,
         wire::Error::BadFragment => DropReason::BadFragment,
     }
-}
-
-/// The address at the WAN's end.
-fn source(key: &FlowKey) -> Source {
-    let mut source = [0; 16];
-    for (bytes, word) in source.as_chunks_mut().0.iter_mut().zip(key.wan) {
-        *bytes = word.to_be_bytes();
-    }
-    source
 }
 
 /// Proved sources kept until the worker takes them: more than one poll brings.

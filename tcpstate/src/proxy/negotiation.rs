@@ -14,13 +14,14 @@
 //! SYN is chosen so.
 
 use super::context::{Context, is_damaged};
-use super::service::{Destination, Outcome, REPEATED};
+use super::service::{Destination, Outcome};
 use super::{Egress, Proxy};
 use crate::cache::gathered::Stage;
 use crate::flow::table::wheel::{Ticks, tick, ticks};
 use crate::flow::table::{Id, Redirect};
 use crate::flow::{FlowFlags, State};
 use crate::policy::ServiceMark;
+use crate::policy::profiles::REPEATED;
 use crate::service::access::ByName;
 use crate::service::names::Name;
 use crate::service::negotiation::{Failure, Host, Next};

@@ -7,7 +7,6 @@ use super::Proxy;
 use super::context::{Context, are_possible};
 use super::idle::Opener;
 use super::reply::half_second;
-use super::untouched::Passing;
 use crate::cache::refused::{Fate, Met};
 use crate::cache::servers::Observation;
 use crate::flow::table::Id;
@@ -24,6 +23,17 @@ const UNPROVED_SHARE: usize = 16;
 const UNPROVED_LEAST: usize = 16;
 /// SYNs of one client that pass behind the first within half a second.
 const SYNS_PASSED: u8 = 2;
+
+/// What the mode of its destination says of a SYN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Passing {
+    /// It is answered.
+    No,
+    /// It passes, and its connection is followed.
+    Followed,
+    /// It passes.
+    Unfollowed,
+}
 
 impl Proxy {
     /// A SYN from the LAN: a connection of its own begins, over the remains of `former` if there are any.

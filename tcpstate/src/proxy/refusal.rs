@@ -22,8 +22,6 @@ use crate::wire::{ETHERNET_LEN, Flags, FlowKey, IcmpKind, Kind, Options, Quote, 
 use crate::wire::{Unreachable, become_unreachable, error_overhead};
 use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
 
-/// After how many ticks, half a second, the box repeats its SYN to a server that it tries.
-pub(crate) const TRY_REPEATED: core::time::Duration = core::time::Duration::from_millis(500);
 /// For how many ticks more, a second, it waits for an answer.
 const TRY_ENDS: Ticks = 1_000_000 / 1024;
 /// For how many ticks, sixteen seconds, the SYN is followed that tries a port: as long as its client repeats it, about.

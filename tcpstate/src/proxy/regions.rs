@@ -1,6 +1,6 @@
 //! The memory of an engine, region by region.
 
-use super::evict::Candidates;
+use super::candidates::Candidates;
 use super::passthrough::UnprovedFlows;
 use crate::Config;
 use crate::cache::gathered::{Gathered, GatheredSlab};

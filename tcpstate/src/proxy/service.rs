@@ -15,20 +15,22 @@
 //! lie before what the client was acknowledged; it is raised to that, and its window lowered by as much.
 
 use super::context::{Context, are_possible, is_damaged};
+use super::join::{join, syn_window};
 use super::proof::Proof;
-use super::server_handshake::{SECOND, fill_server_syn_sent, join, server_syn_options, syn_window};
+use super::server_handshake::{fill_server_syn_sent, server_syn_options};
 use super::{Egress, Proxy};
 use crate::cache::gathered::Full;
 use crate::cache::refused::Met;
 use crate::cache::servers::{Observation, default_mss};
 use crate::config::{Protocol, Reach};
 use crate::cookie::ts_clock;
-use crate::flow::table::wheel::{Ticks, average, tick, ticks};
+use crate::flow::table::wheel::{SECOND, Ticks, average, tick, ticks};
 use crate::flow::table::{Id, Redirect};
 use crate::flow::translate::{blank, replace32};
 use crate::flow::{FlowFlags, State};
 use crate::owner::share;
 use crate::policy::ServiceMark;
+use crate::policy::profiles::REPEATED;
 use crate::seq::{RawWindow, SeqDelta, SeqNum, Window, WindowScale};
 use crate::service::negotiation::Failure;
 use crate::service::proxy_header::{self, Header, Told};
@@ -40,9 +42,6 @@ use crate::wire::{
 };
 use crate::{DropReason, Event, Head, Instant, Side, Timing, Verdict};
 
-/// The first interval after which the box repeats bytes to a server; it doubles each time. RFC 6298 section 2 has a second for a path of which nothing
-/// is known; the servers of a service are near.
-pub(crate) const REPEATED: core::time::Duration = core::time::Duration::from_millis(200);
 /// How often bytes are repeated until the server is given up: 200 ms to 25 s, together 51 s.
 const REPETITIONS: u8 = 8;
 /// Segments that are sent to a server at once.

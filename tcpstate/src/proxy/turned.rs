@@ -6,9 +6,10 @@
 //! ([`Proxy::port_of`]), which may be the one that the frame came from. Servers see an address of the box, so that their answers come to it.
 
 use super::context::Context;
-use super::{Egress, Metadata, Proxy};
+use super::{Egress, Proxy};
 use crate::flow::table::{Id, Redirect};
 use crate::flow::{FlowFlags, State};
+use crate::metadata::Metadata;
 use crate::policy::ServiceMark;
 use crate::wire::{Parsed, Quote, Segment};
 use crate::{Head, Instant, Side, Verdict};

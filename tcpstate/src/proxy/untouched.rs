@@ -4,7 +4,7 @@
 use super::Proxy;
 use super::adoption::{agrees, note};
 use super::context::{Context, are_possible, is_damaged, is_from_group};
-use super::passthrough::{fill_syn_sent, note_syn};
+use super::passthrough::{Passing, fill_syn_sent, note_syn};
 use crate::cache::refused::Met;
 use crate::config::{Mode, Proved};
 use crate::flow::table::Id;
@@ -17,17 +17,6 @@ use crate::seq::SeqNum;
 use crate::wire::{Flags, FlowKey, Kind, Options};
 use crate::{DropReason, Egress, Event, Instant, Side, Verdict};
 use std::sync::Arc;
-
-/// What the mode of its destination says of a SYN.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Passing {
-    /// It is answered.
-    No,
-    /// It passes, and its connection is followed.
-    Followed,
-    /// It passes.
-    Unfollowed,
-}
 
 /// Which way a segment goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,11 +2,12 @@
 //! find it here.
 
 use super::adoption::agrees;
-use super::{Egress, Metadata, Proxy};
+use super::{Egress, Proxy};
 use crate::cache::updates::ServerUpdate;
 use crate::cache::vlan_pairs::{Shown, VlanPair};
 use crate::flow::table::Id;
 use crate::flow::{Flow, State};
+use crate::metadata::Metadata;
 use crate::policy::exceptions::Exception;
 use crate::seq::SeqNum;
 use crate::wire::{Envelope, Flags, FlowKey, Kind, Parsed, Quote, Segment, Tags, Vlan};

@@ -1,8 +1,8 @@
 //! The host that the first request of an HTTP connection names: of HTTP/1 (RFC 9112 section 3.2), and of HTTP/2 without TLS ([`http2`]). Later requests of the same
 //! connection may name others: they go to the same server.
 
-use super::names::Name;
-use super::{Asked, Reading, http2};
+use super::names::{Name, of_authority};
+use super::{Asked, NoRequest, Reading, http2};
 
 /// The header fields of a request that is read.
 const MOST_FIELDS: usize = 100;
@@ -26,14 +26,6 @@ fn read_some(bytes: &[u8], fresh: usize) -> Reading {
         Err(NoRequest::More) => Reading::More,
         Err(NoRequest::Other) => Reading::Other,
     }
-}
-
-/// Why there is no request.
-pub(super) enum NoRequest {
-    /// It is not there as a whole.
-    More,
-    /// It is none.
-    Other,
 }
 
 /// Reads the head of the first request, whose length is given too, with `read`.
@@ -88,13 +80,4 @@ fn host(request: &httparse::Request) -> Option<Name> {
     let mut hosts = request.headers.iter().filter(|field| field.name.eq_ignore_ascii_case("host"));
     let host = hosts.next()?.value;
     if hosts.next().is_some() { None } else { of_authority(host) }
-}
-
-/// The name in an authority (RFC 3986 section 3.2): without what stands in front of an `@`, and without its port.
-pub(super) fn of_authority(text: &[u8]) -> Option<Name> {
-    let text = text.rsplit(|&byte| byte == b'@').next()?;
-    let mut parts = text.splitn(2, |&byte| byte == b':');
-    let host = parts.next()?;
-    let has_port = parts.next().is_none_or(|port| port.iter().all(u8::is_ascii_digit));
-    Name::new(host).filter(|_| has_port)
 }

@@ -4,8 +4,8 @@
 //! Of the compressed fields only these two are read. The table that a block fills need not be kept: what a field of the first block refers to there has been a
 //! field of this block before, and so it is no first one of its name.
 
-use super::http::{NoRequest, of_authority};
-use super::names::Name;
+use super::NoRequest;
+use super::names::{Name, of_authority};
 
 /// What such a connection begins with.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

@@ -45,6 +45,14 @@ pub enum Reading {
     Other,
 }
 
+/// Why there is no request.
+enum NoRequest {
+    /// It is not there as a whole.
+    More,
+    /// It is none.
+    Other,
+}
+
 impl Protocol {
     /// What these first bytes of a connection say, of which there can be `most`. `fresh` of them have come since the last time; `known` are the protocols
     /// that routes ask for.

@@ -5,8 +5,8 @@
 //! say to them, from the beginning, and what follows. Nothing else is kept of a negotiation.
 
 use super::access::Access;
-use super::http::{self, NoRequest};
 use super::names::Name;
+use super::{NoRequest, http};
 use crate::Side;
 use crate::wire::{Addr, FlowKey, be16, be32};
 use core::fmt::Write;

@@ -29,8 +29,8 @@ pub use icmp::{
 };
 pub use options::{Options, TIMESTAMPS_ROOM, Timestamps, Walk, kind};
 pub use parsed::Parsed;
-pub use segment::{Addr, FlowKey, Fragment, Segment, Vlan};
-pub use tags::Tags;
+pub use segment::{Addr, FlowKey, Fragment, Segment};
+pub use tags::{Tags, Vlan};
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];

@@ -133,7 +133,7 @@ impl Parsed {
 mod tests {
     use super::*;
     use crate::wire::IPV6_LEN;
-    use crate::wire::segment::TAG_PROTOCOLS;
+    use crate::wire::tags::TAG_PROTOCOLS;
     use proptest::prelude::*;
 
     #[test]

@@ -1,11 +1,9 @@
 //! A TCP segment in a frame and the connection it belongs to, and where the parts of an IP packet are.
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
-
 use core::net::{IpAddr, SocketAddr};
 
 use super::options::{Options, TIMESTAMPS_ROOM, Timestamps};
-use super::tags::{IDENTIFIER, Tags};
+use super::tags::{IDENTIFIER, TAG_PROTOCOLS, Tags, Vlan};
 use super::{ETHERNET_LEN, Error, Flags, IPV4_LEN, IPV6_LEN, Kind, TCP, TCP_LEN, be16, be32, checksum, chunk};
 use crate::keyed::{self, Keys};
 use crate::seq::{RawWindow, SeqNum};
@@ -18,51 +16,6 @@ const MAPPED: u32 = 0xffff;
 
 /// Bytes of a TCP header that holds timestamps in the common layout and no other option.
 const LEN_WITH_TIMESTAMPS: usize = TCP_LEN + TIMESTAMPS_ROOM;
-
-/// The network a frame belongs to by its VLAN tags: up to two identifiers and the tag protocols, packed; zero means untagged.
-///
-/// A priority tag, of identifier 0, names no network (IEEE 802.1Q, table 9-2), so it does not appear here: frames with and without one are of the same
-/// network. [`Tags`](super::Tags) has the tags as they stand in a frame.
-///
-/// Bits 0-11 the outer identifier, 12-23 the inner, 24-25 the number of tags, 26-27 and 28-29 the outer and inner tag protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(transparent)]
-pub struct Vlan(pub u32);
-
-pub(super) const TAG_PROTOCOLS: [u16; 3] = [0x8100, 0x88a8, 0x9100];
-
-impl Vlan {
-    /// How many tags there are, 0 to 2.
-    pub fn count(self) -> usize {
-        (self.0 >> 24 & 3).min(2) as usize
-    }
-
-    /// Whether there is no tag, or one of 802.1Q.
-    pub fn is_common(self) -> bool {
-        self.count() == 0 || self.count() == 1 && self.tag(0).0 == 0x8100
-    }
-
-    /// The tag protocol and the identifier of tag `n`.
-    pub(super) fn tag(self, n: usize) -> (u16, u16) {
-        let protocol = TAG_PROTOCOLS.get((self.0 >> (26 + 2 * n) & 3) as usize);
-        (protocol.copied().unwrap_or(TAG_PROTOCOLS[0]), (self.0 >> (12 * n) & 0xfff) as u16)
-    }
-
-    /// The identifiers of the tags, the outer first.
-    pub fn identifiers(self) -> impl Iterator<Item = u16> {
-        (0..self.count()).map(move |n| self.tag(n).1)
-    }
-
-    /// Adds a tag, unless it is a priority tag.
-    pub(super) fn push(&mut self, protocol: usize, identifier: u16) {
-        if identifier == 0 {
-            return;
-        }
-        let n = self.count();
-        self.0 += 1 << 24;
-        self.0 |= u32::from(identifier) << (12 * n) | (protocol as u32) << (26 + 2 * n);
-    }
-}
 
 /// The 4-tuple of a connection, sorted by the side of the box, and its VLAN tags: the identity of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -10,6 +10,7 @@
 
 #[cfg(all(test, target_os = "linux"))]
 mod crash_tests;
+pub(crate) mod id;
 mod index;
 mod slab;
 pub mod wheel;
@@ -18,33 +19,19 @@ use core::ops::{Deref, DerefMut, Index as Indexed};
 use core::sync::atomic::{Ordering, compiler_fence};
 
 use crate::flow::map::FlowMap;
-use crate::flow::{Flow, FlowFlags, State};
+use crate::flow::{Flow, FlowFlags, State, UNTOUCHED};
 use crate::keyed::Keys;
 use crate::owner::Naming;
-use crate::policy::profiles::UNTOUCHED;
 use crate::prefetch::prefetch;
 use crate::seq::SeqDelta;
 use crate::wire::FlowKey;
 use crate::{Config, Instant, Secrets, Side};
+pub use id::Id;
+pub(crate) use id::NIL;
 use index::{Guess as Place, Index};
 pub(crate) use slab::Region;
 pub use slab::{Redirect, Remains, Slab};
 use wheel::{Ticks, Wheel};
-
-/// The place of a flow in the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(transparent)]
-pub struct Id(pub(crate) u32);
-
-impl Id {
-    /// No flow's place: it is not known.
-    pub(crate) const NOWHERE: Id = Id(NIL);
-    /// No flow's place: there is none.
-    pub(crate) const ABSENT: Id = Id(NIL - 1);
-}
-
-/// No place: the end of a list.
-pub(crate) const NIL: u32 = u32::MAX;
 
 /// Flags the undo slot, in its `slot` word, as the copy of a record that is being changed. No record in use has this there.
 const UNDO: u16 = u16::MAX - 1;

@@ -4,8 +4,8 @@
 //! `deadline`; when its slot comes up the wheel sees that it is not due and files it anew. Work is done one flow at a time,
 //! so that the caller can stop at any point.
 
+use super::id::{Id, NIL};
 use crate::flow::Flow;
-use crate::flow::table::{Id, NIL};
 use crate::prefetch::prefetch;
 use crate::{Instant, Side};
 
@@ -13,6 +13,8 @@ use crate::{Instant, Side};
 pub type Ticks = u32;
 
 pub(crate) const TICK_SHIFT: u32 = 10;
+/// One second, in ticks.
+pub(crate) const SECOND: Ticks = 1_000_000 / 1024;
 const LEVELS: usize = 4;
 const SLOTS: usize = 256;
 /// Slots of all levels.
