@@ -1,16 +1,17 @@
 //! The control API: answers the requests of the control socket from the published statistics, or by commands to the workers.
 
-use super::commands::{Answer, Command, CommandSender};
 use super::lists::ListRegistry;
 use super::reload::{Origin, Reloader};
 use super::servers::{MAX_ENTRIES, Refused, ServerRegistry};
-use super::site::Destination;
-use super::views::{self, FrameBuffer};
-use crate::dataplane::modes::{ModeBoard, TargetStatus};
+use super::views::{self, Destination};
+use crate::dataplane::commands::{Answer, Command, CommandSender};
+use crate::dataplane::frame_buffer::FrameBuffer;
+use crate::dataplane::modes::ModeBoard;
 use crate::metrics::capture::Captures;
 use crate::metrics::descriptors::{ControlMetric, FORMER_LOSSES, Family, FlowGauge, Notice, WorkerMetric};
 use crate::metrics::events::Journal;
 use crate::metrics::snapshot::{Board, Snapshot};
+use crate::metrics::targets::TargetStatus;
 use crate::metrics::top_talkers;
 use crate::process::clock;
 use crate::process::log::{AUDIT, LogControl};

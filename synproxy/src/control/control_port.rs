@@ -217,8 +217,8 @@ impl Server<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::commands::CommandSender;
     use super::*;
+    use crate::dataplane::commands::CommandSender;
     use ::control::Entry;
     use std::net::Shutdown;
     use std::sync::atomic::{AtomicBool, Ordering};

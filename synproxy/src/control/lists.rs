@@ -1,7 +1,7 @@
 //! The lists of clients as the operator sets them. After every change each worker gets an immutable copy to look clients up in; connections that run
 //! are not affected.
 
-use super::commands::{Answer, Command, CommandSender};
+use crate::dataplane::commands::{Answer, Command, CommandSender};
 use ::control::{ClientList, ListPage};
 use confparse::{ClientLists, MAX_NETWORKS, written};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

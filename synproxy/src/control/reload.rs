@@ -4,10 +4,10 @@
 //! [`confparse::Effect`] says of each key when a change takes effect. The workers get one policy each and change between two poll iterations.
 //! What may fail (reading, groups, listening sockets) comes first, so that a reload is done as a whole or not at all.
 
-use super::commands::{Answer, Command, CommandSender};
 use super::control_port::ControlPort;
 use super::lists::Listed;
 use super::servers::ServerRegistry;
+use crate::dataplane::commands::{Answer, Command, CommandSender};
 use crate::metrics::descriptors::ControlMetric;
 use crate::metrics::http::Server;
 use crate::metrics::snapshot::Board;

@@ -1,7 +1,7 @@
 //! The server table as the operator sets it: TCP options of servers by address, port and protocol. After every change each worker gets
 //! an immutable table to look servers up in; connections answered before keep the options they were offered.
 
-use super::commands::{Answer, Command, CommandSender};
+use crate::dataplane::commands::{Answer, Command, CommandSender};
 use ::control::wire::Operation;
 use ::control::{Entry, Key};
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
 //! Reports which servers of services come and go: a thread looks once a second whether workers have counted that, and then asks them.
 
-use super::commands::{Answer, Command, CommandSender};
 use super::views;
+use crate::dataplane::commands::{Answer, Command, CommandSender};
 use crate::metrics::events::{Event, Sender};
 use crate::metrics::snapshot::Board;
 use crate::process::exit::Failure;

@@ -1,6 +1,7 @@
 //! What is served over HTTP: the statistics for Prometheus, and a page to look at. Read-only.
 
 use super::api::{Client, ControlApi};
+use super::views::Destination;
 use crate::metrics::http::{Content, Site};
 use crate::metrics::prometheus::{self, Identity};
 use crate::metrics::snapshot::Board;
@@ -50,20 +51,6 @@ struct Now {
     #[serde(flatten)]
     top: Box<Top>,
     destinations: Vec<Destination>,
-}
-
-/// What is done for new connections to a destination.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Destination {
-    /// The destination as the configuration names it; `all` for every other.
-    pub destination: String,
-    /// The mode: `cache`, `cookie`, or `pass`.
-    pub mode: String,
-    /// For how many seconds, where that is known.
-    pub since: Option<f64>,
-    /// Half-open connections to it, where they are counted.
-    pub half_open: Option<u64>,
 }
 
 /// A connection as the page shows it: no number that its ends or the box keep secret.

@@ -1,7 +1,6 @@
 //! Translates between the engine's types and those of the control protocol: connections, explanations, top talkers, filters.
 
-use super::site::Destination;
-use crate::dataplane::modes::{Baseline, Levels, Suggestion, TargetStatus};
+use crate::metrics::targets::{Baseline, Levels, Suggestion, TargetStatus};
 use crate::metrics::top_talkers::{Name, Talker, TalkerReport};
 use crate::process::clock;
 use crate::process::link_monitor::LinkReport;
@@ -9,6 +8,7 @@ use ::control::{
     Changed, Counted, DestinationMode, Explained, Flow, FlowEnd, FlowFilter, Link, Role, Sent, ServiceServer,
     ServiceState, Suggested, Why,
 };
+use serde::Serialize;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -16,15 +16,8 @@ use std::time::{Duration, Instant};
 use tcpstate::config::Network;
 use tcpstate::wire::Addr;
 use tcpstate::{
-    Connection, DropReason, End, Event, Explanation, Field, Filter, Head, ServerStatus, ServiceStatus, Side, State,
-    Verdict,
+    Connection, DropReason, End, Event, Explanation, Field, Filter, ServerStatus, ServiceStatus, Side, State, Verdict,
 };
-
-/// Bytes before a frame that is explained, as many as a frame of a pool has at least.
-const HEADROOM: usize = 256;
-
-/// The buffer around it, likewise.
-const BUFFER: usize = 2048;
 
 /// The longest frame that is explained, in bytes: what fits a request.
 pub const MAX_FRAME: usize = 10_240;
@@ -144,26 +137,6 @@ pub fn frame(text: &str) -> Result<Vec<u8>, String> {
         bytes if bytes.is_empty() => Err("a frame has at least one byte".to_owned()),
         bytes if bytes.len() > MAX_FRAME => Err(format!("a frame of more than {MAX_FRAME} bytes")),
         bytes => Ok(bytes),
-    }
-}
-
-/// A frame in a buffer with headroom and tailroom, as a worker has it.
-pub struct FrameBuffer {
-    buffer: Vec<u8>,
-    len: usize,
-}
-
-impl FrameBuffer {
-    /// A copy of this frame.
-    pub fn new(frame: &[u8]) -> Self {
-        let mut buffer = vec![0; (HEADROOM + frame.len()).max(BUFFER)];
-        buffer[HEADROOM..HEADROOM + frame.len()].copy_from_slice(frame);
-        Self { buffer, len: frame.len() }
-    }
-
-    /// The engine's view of it.
-    pub fn head(&mut self) -> Head<'_> {
-        Head::new(&mut self.buffer, HEADROOM, self.len, self.len)
     }
 }
 
@@ -411,6 +384,19 @@ pub fn suggested(status: &TargetStatus) -> Suggested {
     }
 }
 
+/// What is done for new connections to a destination.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Destination {
+    /// The destination as the configuration names it; `all` for every other.
+    pub destination: String,
+    /// The mode: `cache`, `cookie`, or `pass`.
+    pub mode: String,
+    /// For how many seconds, where that is known.
+    pub since: Option<f64>,
+    /// Half-open connections to it, where they are counted.
+    pub half_open: Option<u64>,
+}
 /// What the page shows of a target.
 pub fn shown(status: &TargetStatus) -> Destination {
     Destination {

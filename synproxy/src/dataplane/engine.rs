@@ -1,7 +1,7 @@
 //! The engine between the ports: the proxy, or a bypass.
 
-use crate::control::commands::{Answer, Command};
-use crate::control::views::FrameBuffer;
+use super::commands::{Answer, Command};
+use super::frame_buffer::FrameBuffer;
 use std::iter;
 use std::sync::Arc;
 use tcpstate::{

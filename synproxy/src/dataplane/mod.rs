@@ -4,11 +4,13 @@
 //! frame. [`steering`] finds the worker that owns a flow and [`handoff`] carries frames and updates between workers. [`polling`]
 //! decides when a worker may sleep, [`modes`] what becomes of SYNs by their destination, [`load`] and [`shedding`] which SYNs it drops
 //! under overload, and [`front`] when an XDP program answers SYNs in front of tc, [`hold_buffer`] stores the frames that wait for a server, and [`waiting`] those that wait for what the kernel has forwarded before them.
-//! [`resolver`] looks up names of servers. [`watchdog`] tells by each worker's [`pulse`] that none is
+//! Whoever wants something of the workers sends them [`commands`]. [`resolver`] looks up names of servers. [`watchdog`] tells by each worker's [`pulse`] that none is
 //! stuck.
 
+pub mod commands;
 pub mod egress;
 pub mod engine;
+pub mod frame_buffer;
 pub mod front;
 pub mod handoff;
 pub mod hold_buffer;

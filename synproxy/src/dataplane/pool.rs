@@ -2,6 +2,7 @@
 //!
 //! A box in which one worker has failed would forward some flows and lose others, so the first failure ends all workers.
 
+use super::commands::{CommandQueue, CommandSender};
 use super::engine::Engine;
 use super::front::FrontSwitch;
 use super::modes::ModeBoard;
@@ -10,7 +11,6 @@ use super::resolver::Resolver;
 use super::steering::Steering;
 use super::watchdog::{Outputs, Watchdog};
 use super::worker::{Closed, Worker};
-use crate::control::commands::{CommandQueue, CommandSender};
 use crate::metrics::capture::Captures;
 use crate::metrics::descriptors::{Metric, PortMetric};
 use crate::metrics::events::Supervision;

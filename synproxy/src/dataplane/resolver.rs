@@ -3,7 +3,7 @@
 //! The system's resolver blocks for as long as name servers take, so it has threads of its own, and several, so that one name without an answer keeps few others
 //! waiting. What waits beyond a bound is not looked up: the engine tells the client after some time.
 
-use crate::control::commands::{Command, CommandSender};
+use super::commands::{Command, CommandSender};
 use crate::process::exit::Failure;
 use crate::process::privileges;
 use crossbeam::channel::{self, Receiver, Sender};

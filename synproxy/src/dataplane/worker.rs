@@ -3,6 +3,7 @@
 //! One worker owns one queue of both ports, the frames they share and one engine. It decides nothing itself, and it
 //! loses no frame: what it receives ends up in a transmit ring or back in the pool.
 
+use super::commands::{Answer, Command, CommandQueue};
 use super::egress::{Extent, Outlet, head};
 use super::engine::Engine;
 use super::handoff::Update;
@@ -15,7 +16,6 @@ use super::resolver::Questions;
 use super::shedding::Shedder;
 use super::steering::Steering;
 use super::waiting::WaitingFrames;
-use crate::control::commands::{Answer, Command, CommandQueue};
 use crate::metrics::capture::{CaptureTap, DropObserver, NoObserver};
 use crate::metrics::descriptors::{CommandKind, UnsentMetric, WorkerMetric, WorkerTiming};
 use crate::metrics::snapshot::{FrameCost, Slot, Snapshot};

@@ -5,7 +5,7 @@
 //! `synctl stats`, the names in Prometheus, and `docs/metrics.md`. A metric is added by a variant here, or in the
 //! engine by one of [`DropReason`] or [`Event`].
 
-use crate::dataplane::modes::TargetStatus;
+use crate::metrics::targets::TargetStatus;
 use ::control::{ServiceServer, ServiceState};
 use pktio::{PortStatistics, RingStatistics};
 use tcpstate::{Description, DropReason, Event, MetricKind, Population, Side, Timing, Unit, metrics};

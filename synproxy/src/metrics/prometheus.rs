@@ -4,7 +4,7 @@
 
 use super::descriptors::{Descriptor, ServiceMetric, ServiceServerMetric, TABLE, TargetMetric, Timed, Writer};
 use super::snapshot::Snapshot;
-use crate::dataplane::modes::TargetStatus;
+use crate::metrics::targets::TargetStatus;
 use ::control::ServiceState;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -214,8 +214,8 @@ fn escaped_help(help: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataplane::modes::Baseline;
     use crate::metrics::descriptors::{FlowGauge, LinkMetric, Metric, WorkerMetric, WorkerTiming};
+    use crate::metrics::targets::Baseline;
     use std::collections::BTreeSet;
     use std::time::Duration;
     use tcpstate::{Counts, Side, TargetCounts, TargetKey};

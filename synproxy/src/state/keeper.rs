@@ -2,7 +2,7 @@
 
 use super::header::{Header, Kept};
 use super::{State, store};
-use crate::control::commands::{Command, CommandSender};
+use crate::dataplane::commands::{Command, CommandSender};
 use crate::metrics::descriptors::StateMetric;
 use crate::metrics::snapshot::Board;
 use crate::process::exit::Failure;

@@ -249,20 +249,3 @@ fn a_subscriber_that_does_not_listen_costs_nothing() {
     assert_eq!((full.len(), group.board.unheard()), (1, 2));
     assert_eq!(lock(&group.board.subscribers).len(), 1);
 }
-
-#[test]
-fn levels_tell_what_is_usual_to_a_quarter() {
-    for value in (0..5000).chain([1 << 20, 1 << 39]) {
-        let most = Levels::most(Levels::step(value));
-        assert!((value..=value + value / 4).contains(&most), "{value}: {most}");
-    }
-    let mut levels = Levels::default();
-    assert_eq!((levels.percentile(999), levels.peak()), (0, 0));
-    (0..1000).for_each(|n| levels.add(if n < 990 { 10 } else { 1000 }));
-    assert_eq!([500, 990, 999, 1000].map(|part| levels.percentile(part)), [11, 11, 1000, 1000]);
-    for _ in 0..3 * Levels::LONG {
-        levels.add(3);
-    }
-    assert!(levels.seconds() <= Levels::LONG && levels.percentile(999) == 3, "what was is forgotten by and by");
-    assert_eq!(Baseline { half_open: levels.clone(), syn_rate: levels }.suggest().enter_half_open, 32);
-}

@@ -4,7 +4,7 @@ mod several_workers;
 
 use super::super::engine::Bypass;
 use super::*;
-use crate::control::commands::CommandSender;
+use crate::dataplane::commands::CommandSender;
 use crate::metrics::descriptors::{FlowGauge, HandoffMetric, Metric, PortMetric};
 use crate::metrics::prometheus;
 use crate::metrics::snapshot::Board;

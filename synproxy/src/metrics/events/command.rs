@@ -5,9 +5,9 @@
 //! run at once and so many wait; what is beyond is counted and lost. Events about one thing are taken one after the other, so that the end of an
 //! attack is never overtaken by its beginning.
 
-use super::output::Line;
-use super::{Delivery, Event};
+use super::sink::{Delivery, Line};
 use crate::metrics::descriptors::DeliveryMetric;
+use ::control::Event;
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, Signal, kill_process_group};

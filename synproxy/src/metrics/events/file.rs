@@ -3,7 +3,7 @@
 //! Before each line the file behind the path is compared with the open one: a file that is renamed or removed is followed by a new one with the next
 //! event, without a signal.
 
-use super::output::{Line, Sink};
+use super::sink::{Line, Sink};
 use rustix::fs::OFlags;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Write};

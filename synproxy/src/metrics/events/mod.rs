@@ -10,10 +10,12 @@ pub mod attack;
 mod command;
 mod file;
 mod output;
+mod sink;
 mod syslog;
 
 use self::attack::{Detector, Load};
 use self::output::Outputs;
+use self::sink::Delivery;
 use super::descriptors::{DeliveryMetric, EventKind, HandoffMetric, Metric, Notice, PortMetric, WorkerMetric};
 use super::snapshot::{Board, Snapshot};
 use super::top_talkers::{SynReport, TalkerReport, Tally};
@@ -26,7 +28,6 @@ use crossbeam::channel::{self, Receiver, RecvTimeoutError, TrySendError};
 use pktio::ShedSamples;
 use std::collections::VecDeque;
 use std::fs;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -135,20 +136,6 @@ pub fn channel() -> (Sender, Inbox) {
     let (send, queue) = channel::bounded(WAITING);
     let sender = Sender { queue: send, delivery: Arc::default() };
     (sender.clone(), Inbox { queue, sender })
-}
-
-/// What became of events; counted by several threads.
-#[derive(Default)]
-pub(super) struct Delivery([AtomicU64; DeliveryMetric::COUNT]);
-
-impl Delivery {
-    pub(super) fn count(&self, metric: DeliveryMetric) {
-        self.0[metric as usize].fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn get(&self, metric: DeliveryMetric) -> u64 {
-        self.0[metric as usize].load(Ordering::Relaxed)
-    }
 }
 
 /// What the operator can ask for.

@@ -3,14 +3,14 @@
 
 use super::command::Commands;
 use super::file::EventFile;
+use super::sink::{Delivery, Line, Sink};
 use super::syslog::SyslogSocket;
-use super::{Delivery, Record};
 use crate::metrics::descriptors::DeliveryMetric;
 use crate::process::exit::Failure;
 use crate::process::privileges;
+use ::control::Record;
 use confparse::Syslog;
 use crossbeam::channel::{self, Receiver};
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -20,26 +20,8 @@ use tracing::{debug, info, warn};
 /// Records that may wait for an output.
 const WAITING: usize = 256;
 
-/// A record, and the line of JSON that says it.
-#[derive(Debug)]
-pub struct Line {
-    /// The record.
-    pub record: Record,
-    /// The line, without its end.
-    pub json: String,
-}
-
 /// The work of an output's thread.
 type Run = dyn FnOnce(&Receiver<Arc<Line>>) + Send;
-
-/// Something that takes records one after the other.
-pub trait Sink: Send + 'static {
-    /// Delivers a record.
-    ///
-    /// # Errors
-    /// Why that was not possible; the record is lost then.
-    fn deliver(&mut self, line: &Line) -> io::Result<()>;
-}
 
 /// The outputs of the configuration.
 pub struct Outputs {

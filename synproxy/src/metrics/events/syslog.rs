@@ -1,8 +1,7 @@
 //! A syslog server that gets a message for each event (RFC 5424): over a datagram socket of this machine, as /dev/log is, or over UDP (RFC 5426).
 
-use super::Event;
-use super::output::{Line, Sink};
-use ::control::{AttackStatus, LinkCondition};
+use super::sink::{Line, Sink};
+use ::control::{AttackStatus, Event, LinkCondition};
 use confparse::Syslog;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};

@@ -1,7 +1,7 @@
 //! Several workers on queues of the same ports: whatever queue a frame arrives on, one worker owns its connection.
 
 use super::*;
-use crate::control::commands::CommandSender;
+use crate::dataplane::commands::CommandSender;
 use crate::dataplane::steering::{HandoffCounters, Strategy};
 use HandoffMetric::*;
 use pktio::PortStatistics;
