@@ -11,6 +11,7 @@ mod errors;
 mod field;
 mod full_table;
 mod hostile;
+mod house;
 mod listed;
 mod matrix;
 mod modes;
