@@ -797,6 +797,8 @@ impl Config {
         assert!(workers > 0, "a share of no workers");
         let split = |n: usize| n.div_ceil(workers);
         let split_limit = |n: u32| n.div_ceil(workers.try_into().unwrap_or(u32::MAX));
+        // What a server is to bear at most: all workers together let through no more, but for one each.
+        let bound = |n: usize| (n / workers).max(n.min(1));
         let RateLimit { failures, guesses, .. } = self.rate;
         let rate = RateLimit { failures: split_limit(failures), guesses: split_limit(guesses), ..self.rate.clone() };
         Config {
@@ -805,9 +807,9 @@ impl Config {
             syn_cache_max: split(self.syn_cache_max),
             held_frames: split(self.held_frames),
             service_buffers: split(self.service_buffers),
-            proved_syns: split_limit(self.proved_syns),
-            proved_half_open: split(self.proved_half_open),
-            proved_half_open_all: split_limit(self.proved_half_open_all),
+            proved_syns: bound(self.proved_syns as usize) as u32,
+            proved_half_open: bound(self.proved_half_open),
+            proved_half_open_all: bound(self.proved_half_open_all as usize) as u32,
             ..self.clone()
         }
     }
@@ -888,5 +890,22 @@ mod tests {
             }
             assert_eq!((rate.add, rate.burst), (whole.rate.add, whole.rate.burst));
         }
+    }
+
+    #[test]
+    fn workers_together_let_no_more_pass_to_servers_than_one_but_for_one_each() {
+        let whole = Config { proved_half_open: 6, ..Config::default() };
+        for workers in [1, 2, 4, 5, 24, 300] {
+            let share = whole.share(workers);
+            for (share, all) in [
+                (share.proved_syns as usize, whole.proved_syns as usize),
+                (share.proved_half_open, whole.proved_half_open),
+                (share.proved_half_open_all as usize, whole.proved_half_open_all as usize),
+            ] {
+                assert!(share > 0 && share * workers <= all.max(workers), "{workers} workers: {share} of {all}");
+            }
+        }
+        let shut = Config { proved_syns: 0, proved_half_open: 0, proved_half_open_all: 0, ..whole }.share(3);
+        assert_eq!((shut.proved_syns, shut.proved_half_open, shut.proved_half_open_all), (0, 0, 0));
     }
 }
