@@ -341,6 +341,11 @@ impl Rig {
         self.queues
     }
 
+    /// What `ip link add` is told for each end of a veth pair, so that it has as many queues.
+    pub fn queue_counts(&self) -> String {
+        queue_counts(self.queues)
+    }
+
     /// Puts a bad network between the client and the box, until the relay is dropped; see [`relay`].
     ///
     /// # Panics

@@ -620,9 +620,10 @@ fn a_watchdog_device_is_written_to_and_a_bypass_is_switched_as_long_as_no_worker
 #[test]
 fn an_interface_that_comes_back_is_waited_for_if_the_box_is_told_so() {
     let rig = rig();
+    let several = rig.queue_counts();
     let plug = || {
         rig.middle.sh(&format!(
-            "ip link add lan0 type veth peer name s0 address {} netns {}",
+            "ip link add lan0 {several} type veth peer name s0 {several} address {} netns {}",
             netns::SERVER_MAC,
             rig.server.name()
         ));

@@ -275,9 +275,15 @@ fn one_host_behind_a_carrier_s_nat_does_not_lock_out_the_others_behind_its_addre
 fn a_flood_in_a_network_s_name_spends_no_limit_of_its_clients() {
     let rig = Rig::new();
     add_addresses(&rig, 31..35);
-    let limits =
-        "limits = { source_rate = 40; source_flows = 200; destination_rate = 1000; }; shed = off; adopt_grace = 0;";
-    let the_box = Box::start(&rig, limits);
+    // Each worker has buckets of its own: together as many tokens as one has by default.
+    let [most, a_second] = [2000, 400].map(|tokens: u32| tokens / rig.queues());
+    let the_box = Box::start(
+        &rig,
+        &format!(
+            "limits = {{ source_rate = 40; source_flows = 200; destination_rate = 1000; }}; shed = off; adopt_grace = 0;
+             ratehash = {{ initial_tokens = {most}; timer_add = {a_second}; }};"
+        ),
+    );
     let server = rig.server.serve(netns::SERVER_V4, 0, traffic::echo);
     rig.client.sh(&format!("ping -n -q -c 2 -i 0.05 {}", netns::SERVER_V4));
     let (over, port) = (AtomicBool::new(false), server.address.port());
