@@ -150,10 +150,10 @@ fn write_ip(header: &mut [u8], source: u32, destination: u32, segment: usize, v6
         put16(header, 4, segment as u16);
         header[6] = 6;
         header[7] = 60;
-        // 2001:db8::/32, the address in the last word.
+        // The address behind 2001::/16: each end is a site of its own, and they are of as many providers as those of IPv4.
         for (at, address) in [(8, source), (24, destination)] {
-            put32(header, at, 0x2001_0db8);
-            put32(header, at + 12, address);
+            put16(header, at, 0x2001);
+            put32(header, at + 2, address);
         }
         8..40
     } else {
