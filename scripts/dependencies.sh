@@ -17,6 +17,8 @@ PATH=$PATH:$tools/bin
 for manifest in Cargo.toml unit/loom/Cargo.toml unit/model/Cargo.toml unit/fuzz/Cargo.toml; do
     # Those of other systems too, which no build has fetched: a lock file names them all.
     if ! cargo fetch --quiet --locked --manifest-path "$manifest"; then
+        # Either there is no network, or the lock file is out of date.
+        cargo fetch --quiet --manifest-path "$manifest" && echo "the lock file of $manifest was out of date: it has been written anew" && exit 1
         echo "make test-dependencies: ignored, the crates of $manifest cannot be fetched"
         exit 0
     fi
