@@ -14,6 +14,7 @@
 
 mod capture;
 mod client;
+mod common;
 mod configuration;
 mod entry;
 mod event;
@@ -28,19 +29,19 @@ pub mod wire;
 
 pub use capture::{Capture, CaptureKind, CaptureLimits, file_bytes};
 pub use client::{Client, ClientError, connect};
+pub use common::{LinkCondition, LogLevel, Side};
 pub use configuration::{Change, Configuration, Effect, Overridden, Reloaded, Setting};
 pub use entry::{Entry, Key};
 pub use event::{Attack, AttackStatus, Event, PortRange, Record, TopSource, TopTarget};
 pub use line::{Line, MAX_LOAD, MAX_REPLY, MAX_REQUEST, read_line, write_line};
 pub use reply::{
-    Counts, Drain, Flows, Interface, Link, LinkCondition, ListPage, Lists, Port, Refusal, Reply, Stats, Status, Whoami,
-    Why,
+    Counts, Drain, Flows, Interface, Link, ListPage, Lists, Port, Refusal, Reply, Stats, Status, Top, Whoami, Why,
 };
-pub use request::{ClientList, LogLevel, Request};
+pub use request::{ClientList, Request};
 pub use role::{Access, Role};
 pub use view::{
     Changed, Counted, Cursor, DestinationMode, Explained, Flow, FlowEnd, FlowFilter, FlowList, Sent, ServiceServer,
-    ServiceState, Side, Suggested, Talker, Top,
+    ServiceState, Suggested, Talker,
 };
 
 /// The directory of the control sockets, one for each running box.

@@ -1,6 +1,6 @@
 //! Replies: what the box answers.
 
-use crate::{Capture, Configuration, Explained, FlowList, Reloaded, Role, Top};
+use crate::{Capture, Configuration, Explained, FlowList, LinkCondition, Reloaded, Role, Talker};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -178,32 +178,6 @@ pub struct Link {
     pub lost: u64,
 }
 
-/// How the link of an interface is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LinkCondition {
-    /// There is somebody at the other end.
-    Up,
-    /// The interface is up, and there is nobody at the other end.
-    NoCarrier,
-    /// Somebody has taken the interface down.
-    Down,
-    /// The box has taken it down, because the other port has lost its link.
-    TakenDown,
-}
-
-impl LinkCondition {
-    /// Its name, as in JSON.
-    pub const fn name(self) -> &'static str {
-        match self {
-            LinkCondition::Up => "up",
-            LinkCondition::NoCarrier => "no-carrier",
-            LinkCondition::Down => "down",
-            LinkCondition::TakenDown => "taken-down",
-        }
-    }
-}
-
 /// Numbers of flows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -225,6 +199,20 @@ pub struct Stats {
     pub total: Counts,
     /// The counters of each worker.
     pub workers: Vec<Counts>,
+}
+
+/// Top talkers and all counters.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Top {
+    /// All counters since the start.
+    pub stats: Stats,
+    /// The seconds over which talkers were counted; 0 if nothing has been counted yet.
+    pub period: f64,
+    /// WAN addresses, those with most frames first.
+    pub sources: Vec<Talker>,
+    /// LAN addresses and ports, those with most frames first.
+    pub targets: Vec<Talker>,
 }
 
 /// Counters. The names are those of the report that synproxy prints at exit; zero counters are included.

@@ -1,7 +1,7 @@
 //! Requests: what a client can ask of a running box.
 
 use crate::entry::{Entry, Key};
-use crate::{CaptureKind, CaptureLimits, Cursor, FlowFilter, Side};
+use crate::{CaptureKind, CaptureLimits, Cursor, FlowFilter, LogLevel, Side};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -196,47 +196,6 @@ impl std::str::FromStr for ClientList {
     fn from_str(text: &str) -> Result<Self, String> {
         let named = ClientList::ALL.into_iter().find(|list| list.name() == text);
         named.ok_or_else(|| format!("expected one of {}", ClientList::ALL.map(ClientList::name).join(", ")))
-    }
-}
-
-/// A log level. Each one includes those before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LogLevel {
-    /// Errors only.
-    Error,
-    /// Also warnings.
-    Warn,
-    /// Also normal operation.
-    Info,
-    /// Also details for debugging.
-    Debug,
-    /// Everything.
-    Trace,
-}
-
-impl LogLevel {
-    /// Every level, the most severe first.
-    pub const ALL: [LogLevel; 5] = [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace];
-
-    /// The level's name, as in a request.
-    pub const fn name(self) -> &'static str {
-        match self {
-            LogLevel::Error => "error",
-            LogLevel::Warn => "warn",
-            LogLevel::Info => "info",
-            LogLevel::Debug => "debug",
-            LogLevel::Trace => "trace",
-        }
-    }
-}
-
-impl std::str::FromStr for LogLevel {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let named = LogLevel::ALL.into_iter().find(|level| level.name() == text);
-        named.ok_or_else(|| format!("expected one of {}", LogLevel::ALL.map(LogLevel::name).join(", ")))
     }
 }
 

@@ -1,30 +1,8 @@
 //! What an operator inspects: connections, top talkers, and what the box would do with a frame.
 
-use crate::Stats;
+use crate::Side;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-
-/// One of the two ports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Side {
-    /// The port toward the servers.
-    Lan,
-    /// The port toward the clients.
-    Wan,
-}
-
-impl std::str::FromStr for Side {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "lan" => Ok(Side::Lan),
-            "wan" => Ok(Side::Wan),
-            _ => Err("expected `lan` or `wan`".to_owned()),
-        }
-    }
-}
 
 /// Selects connections: those that match every member present.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -295,20 +273,6 @@ pub struct ServiceServer {
     pub connections: u64,
     /// Connections that it was given since the start, of all services.
     pub given: u64,
-}
-
-/// Top talkers and all counters.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Top {
-    /// All counters since the start.
-    pub stats: Stats,
-    /// The seconds over which talkers were counted; 0 if nothing has been counted yet.
-    pub period: f64,
-    /// WAN addresses, those with most frames first.
-    pub sources: Vec<Talker>,
-    /// LAN addresses and ports, those with most frames first.
-    pub targets: Vec<Talker>,
 }
 
 /// The traffic of one host or service, estimated from samples.

@@ -52,7 +52,7 @@ unsafe impl Send for Frame {}
 // SAFETY: through `&Frame` bytes can only be read, and only the holder of `&mut Frame` can write them.
 unsafe impl Sync for Frame {}
 
-/// The most members of a port.
+/// The most members of a port that is an aggregation.
 pub const MOST_MEMBERS: usize = 8;
 
 /// The number of a frame that came in by no member of an aggregation.

@@ -1,4 +1,4 @@
-//! Opens ports: parses their names, prepares the interfaces, takes the best I/O backend that works, and reports why the
+//! Opens ports: prepares their interfaces, takes the best I/O backend that works, and reports why the
 //! better ones were not taken.
 
 use std::fmt;

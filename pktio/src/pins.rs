@@ -18,7 +18,7 @@ use aya::programs::links::{FdLink, PinnedLink};
 
 use crate::mapping::Mapping;
 use crate::netdev::Interface;
-use crate::xdp::BUCKET;
+use crate::xdp::{BUCKET, MAP};
 
 /// Where the file system is usually mounted.
 const USUAL: &str = "/sys/fs/bpf";
@@ -26,9 +26,8 @@ const USUAL: &str = "/sys/fs/bpf";
 /// The directory of ours in it.
 const NAME: &str = "synproxy";
 
-/// The file of the map of entries, and the name of the map in the programs.
+/// The file of the map of entries.
 const FLOWS: &str = "flows";
-pub(crate) const MAP: &str = "handed_down";
 
 /// The directory of one pair of ports.
 #[derive(Debug)]

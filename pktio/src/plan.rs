@@ -1,4 +1,5 @@
-//! What is made for each interface, as the options, the names and the kernel decide: asked when ports are prepared, and when they are opened.
+//! What is decided before interfaces are touched, the same way for [`prepare`](crate::prepare()) and [`open`](crate::open()): which program each
+//! interface gets, and where the kernel forwards connections.
 
 use std::io;
 

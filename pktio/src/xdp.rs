@@ -23,7 +23,7 @@ mod syns;
 mod tags;
 
 pub(crate) use failure::{ENTERED, LINE, SERVICE_WORDS, map_flows};
-pub(crate) use forward::{BUCKET, words};
+pub(crate) use forward::{BUCKET, MAP, words};
 pub(crate) use front::FrontProgram;
 pub(crate) use layout::Layout;
 pub(crate) use program::{AttachedProgram, LoadedMaps, LoadedProgram, Purpose};

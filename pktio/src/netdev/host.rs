@@ -16,7 +16,7 @@
 //!
 //! Until [`HostPort::engage`], and from the end of the process on, the program at the egress lets frames pass: the kernel empties a program
 //! array when the process that made it has ended. What is left after a kill is of no effect; the next start, or
-//! [`restore`](super::restore), removes it, as a file beside those of [`claim`](super::claim) says.
+//! [`restore`](super::restore()), removes it, as a file beside those of [`claim`](super::claim) says.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};

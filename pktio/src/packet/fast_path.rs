@@ -15,8 +15,8 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use crate::failure::Decision;
 use crate::netdev::Interface;
 use crate::options::SynPlan;
-use crate::pins::{KeptFlows, MAP, Pins};
-use crate::xdp::{self, BUCKET, ENTERED, LINE, SERVICE_WORDS, SynMemory};
+use crate::pins::{KeptFlows, Pins};
+use crate::xdp::{self, BUCKET, ENTERED, LINE, MAP, SERVICE_WORDS, SynMemory};
 
 /// The programs, compiled by the build script. Aligned, since the loader reads ELF headers in place.
 static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pass.o"));

@@ -10,7 +10,9 @@ use aya::maps::Map;
 
 use super::failure::Place;
 use crate::mapping::Mapping;
-use crate::pins::MAP;
+
+/// The name of the map of entries in the programs.
+pub(crate) const MAP: &str = "handed_down";
 
 /// Bytes of a bucket of entries: `struct down_bucket`.
 pub(crate) const BUCKET: usize = 1600;

@@ -13,7 +13,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use aya_obj::Object;
 
 use super::failure::{self, LINE, Place, ServiceMap, XdpFailureSwitch};
-use super::forward::{self, Forwarded, ForwardedThere};
+use super::forward::{self, Forwarded, ForwardedThere, MAP};
 use super::layout::Layout;
 use super::refusal::{Refusal, chain, descriptors_ran_out, os_error};
 use super::samples::ShedSamples;
@@ -25,7 +25,7 @@ use crate::failure::{FailurePlan, OnFailure};
 use crate::netdev::{Attachment, FORWARDED_BEYOND_MTU, Interface, is_attached_as};
 use crate::options::SynPlan;
 use crate::patience::patiently;
-use crate::pins::{KeptFlows, MAP, Pins};
+use crate::pins::{KeptFlows, Pins};
 use tracing::debug;
 
 /// The XDP program, compiled by the build script. Aligned, since the loader reads ELF headers in place.
