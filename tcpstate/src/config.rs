@@ -787,8 +787,8 @@ impl Config {
         self.table_buckets * Self::FLOWS_PER_BUCKET
     }
 
-    /// The share of one of `workers` workers: tables and caches divided, and the limits on guesses and on connections of proved
-    /// sources, of which each is one worker's; other limits kept per worker, but for [`Limits`], which all workers keep together.
+    /// The share of one of `workers` workers: tables, caches and the limits on guesses divided and rounded up; what servers are to bear of proved
+    /// sources divided and rounded down, but one at the least; other limits kept per worker, but for [`Limits`], which all workers keep together.
     ///
     /// # Panics
     /// If `workers` is zero.

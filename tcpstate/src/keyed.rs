@@ -1,4 +1,4 @@
-//! Keyed hashes over a few words. Senders must not be able to predict places in tables, nor forge cookies.
+//! Secrets, and keyed hashes over a few words. Senders must not be able to predict places in tables, nor forge cookies.
 //!
 //! SipHash (Aumasson and Bernstein, 2012) over whole words. The compiler knows their number and unrolls everything: half the instructions of a
 //! hasher for any number of bytes. Tests compare it with such a hasher.

@@ -7,8 +7,7 @@
 //! remembers the owner, so that all fragments go the same way and stay in order. Frames that are not TCP, and fragments whose first one was
 //! not seen, belong to the worker that received them.
 
-use crate::keyed::Keys;
-use crate::keyed::Secrets;
+use crate::keyed::{Keys, Secrets};
 use crate::metadata::Metadata;
 use crate::wire::{FlowKey, Fragment, IPV4_LEN, IPV6_LEN, Parsed, Segment, Vlan};
 use crate::{Config, Instant, Side};

@@ -1,7 +1,7 @@
 //! The control plane: how an operator's requests reach the workers, and how the answers are written.
 //!
 //! [`socket`] serves `synctl` through [`api`]; [`control_port`] serves the binary protocol of nmsynproxy through [`servers`]. Both
-//! reach the workers over the command channel of the [workers](crate::dataplane::commands) and never touch a worker's memory. [`reload`] puts another configuration into
+//! reach the workers over their [command channel](crate::dataplane::commands) and never touch a worker's memory. [`reload`] puts another configuration into
 //! force. [`site`] is what is served over HTTP.
 
 pub mod api;

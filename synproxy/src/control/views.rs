@@ -1,4 +1,5 @@
-//! Translates between the engine's types and those of the control protocol: connections, explanations, top talkers, filters.
+//! Translates between the engine's types and those of the control protocol and the page: connections, destinations, explanations, top talkers,
+//! filters.
 
 use crate::metrics::targets::{Baseline, Levels, Suggestion, TargetStatus};
 use crate::metrics::top_talkers::{Name, Talker, TalkerReport};
@@ -397,6 +398,7 @@ pub struct Destination {
     /// Half-open connections to it, where they are counted.
     pub half_open: Option<u64>,
 }
+
 /// What the page shows of a target.
 pub fn shown(status: &TargetStatus) -> Destination {
     Destination {

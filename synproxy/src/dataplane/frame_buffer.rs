@@ -1,4 +1,4 @@
-//! A frame that came by no port.
+//! A frame that came by no port: an operator asks what would become of it.
 
 use tcpstate::Head;
 

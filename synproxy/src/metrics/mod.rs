@@ -1,9 +1,9 @@
 //! What is counted and recorded.
 //!
-//! [`targets`] is what is known of each target. [`descriptors`] is the one table of all metrics. Workers publish their values as a [`snapshot`], of which [`report`] makes the log's
+//! [`descriptors`] is the one table of all metrics. Workers publish their values as a [`snapshot`], of which [`report`] makes the log's
 //! lines and tables, and [`prometheus`] what [`http`] serves. [`events`] reports attacks and trouble,
 //! [`top_talkers`] estimates who sends most, [`swap_check`] notices ports that are
-//! swapped, and [`capture`] copies frames into files.
+//! swapped, [`targets`] is what is known of each target, and [`capture`] copies frames into files.
 
 pub mod capture;
 pub mod descriptors;

@@ -4,7 +4,7 @@
 
 use super::descriptors::{Descriptor, ServiceMetric, ServiceServerMetric, TABLE, TargetMetric, Timed, Writer};
 use super::snapshot::Snapshot;
-use crate::metrics::targets::TargetStatus;
+use super::targets::TargetStatus;
 use ::control::ServiceState;
 use std::collections::BTreeMap;
 use std::fmt::Write;

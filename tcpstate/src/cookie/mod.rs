@@ -58,22 +58,22 @@ pub struct SynAckNumbers {
     pub ts_value: Option<u32>,
 }
 
-/// What the cookies of an epoch are made with.
-pub(crate) struct Minting {
-    pub(crate) is_odd: bool,
-    /// The words of its block: two of the keys; the number of MSS values with timestamps, of those without, of window scales and "none", and
-    /// the bits of a code without timestamps, a byte each; none; eight words of MSS values with timestamps and eight of those without; the digits of
-    /// 16 window scales.
-    pub(crate) words: [u64; 22],
-    /// Whether all MSS values for clients without timestamps are among them.
-    pub(crate) has_plain: bool,
-}
-
 impl SynAckNumbers {
     /// A number as good, but that of no cookie.
     pub fn disguised(self) -> Self {
         Self { isn: SeqNum::new(self.isn.get() ^ 1), ..self }
     }
+}
+
+/// What the cookies of an epoch are made with.
+pub(crate) struct Minting {
+    pub(crate) is_odd: bool,
+    /// The words of the block that tells the kernel's program of it (`proxy::kernel_syns`): two of the keys; the number of MSS values with timestamps, of those without, of window scales and "none", and
+    /// the bits of a code without timestamps, a byte each; none; eight words of MSS values with timestamps and eight of those without; the digits of
+    /// 16 window scales.
+    pub(crate) words: [u64; 22],
+    /// Whether all MSS values for clients without timestamps are among them.
+    pub(crate) has_plain: bool,
 }
 
 /// The option tables in use now, formerly and soon: each with the epoch from which on cookies are made with it, rising.

@@ -6,7 +6,7 @@ use crate::flow::{State, UNTOUCHED};
 use crate::policy::mode::{Target, TargetKey};
 use std::collections::HashMap;
 
-/// After how many ticks, half a second, the box repeats its SYN to a server that it tries.
+/// After what time the box repeats its SYN to a server that it tries.
 pub(crate) const TRY_REPEATED: core::time::Duration = core::time::Duration::from_millis(500);
 /// The first interval after which the box repeats bytes to a server; it doubles each time. RFC 6298 section 2 has a second for a path of which nothing
 /// is known; the servers of a service are near.

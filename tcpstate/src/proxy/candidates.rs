@@ -88,7 +88,7 @@ impl Queue {
         self.entries.front().copied()
     }
 
-    /// Takes it out.
+    /// Takes out the entry that came first.
     pub(super) fn pop_oldest(&mut self) {
         self.entries.pop_front();
     }

@@ -513,10 +513,9 @@ mod tests {
     use crate::memory::tests::shared;
     use crate::proxy::test_segments::{TestSegment, key};
     use crate::proxy::tests::NoEgress;
-    use crate::proxy::{Metadata, Secrets};
     use crate::seq::{RawWindow, SeqDelta, WindowScale};
     use crate::wire::{Ace, put32};
-    use crate::{Config, PerSide};
+    use crate::{Config, Metadata, PerSide, Secrets};
     use core::cell::RefCell;
     use proptest::prelude::*;
     use proptest::test_runner::TestRunner;

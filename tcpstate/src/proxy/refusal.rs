@@ -22,7 +22,7 @@ use crate::wire::{ETHERNET_LEN, Flags, FlowKey, IcmpKind, Kind, Options, Quote, 
 use crate::wire::{Unreachable, become_unreachable, error_overhead};
 use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
 
-/// For how many ticks more, a second, it waits for an answer.
+/// For how many ticks, a second, the box waits for an answer to its second SYN to a server that it tries.
 const TRY_ENDS: Ticks = 1_000_000 / 1024;
 /// For how many ticks, sixteen seconds, the SYN is followed that tries a port: as long as its client repeats it, about.
 const RETRY_FOLLOWED: Ticks = 16 * 1_000_000 / 1024;

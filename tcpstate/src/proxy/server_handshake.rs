@@ -1,4 +1,4 @@
-//! The handshake with the server: the box sends its SYN in the client's name, handles the answer, and splices the two halves of the connection.
+//! The handshake with the server: the box sends its SYN in the client's name, and handles the answer.
 
 use super::Proxy;
 use super::context::{Context, is_damaged};

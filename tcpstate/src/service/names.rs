@@ -35,15 +35,6 @@ impl Name {
     }
 }
 
-/// The name in an authority (RFC 3986 section 3.2): without what stands in front of an `@`, and without its port.
-pub(super) fn of_authority(text: &[u8]) -> Option<Name> {
-    let text = text.rsplit(|&byte| byte == b'@').next()?;
-    let mut parts = text.splitn(2, |&byte| byte == b':');
-    let host = parts.next()?;
-    let has_port = parts.next().is_none_or(|port| port.iter().all(u8::is_ascii_digit));
-    Name::new(host).filter(|_| has_port)
-}
-
 impl PartialEq for Name {
     fn eq(&self, other: &Self) -> bool {
         self.bytes() == other.bytes()
@@ -63,6 +54,15 @@ impl core::fmt::Display for Name {
         // It is ASCII.
         f.write_str(str::from_utf8(self.bytes()).unwrap_or_default())
     }
+}
+
+/// The name in an authority (RFC 3986 section 3.2): without what stands in front of an `@`, and without its port.
+pub(super) fn of_authority(text: &[u8]) -> Option<Name> {
+    let text = text.rsplit(|&byte| byte == b'@').next()?;
+    let mut parts = text.splitn(2, |&byte| byte == b':');
+    let host = parts.next()?;
+    let has_port = parts.next().is_none_or(|port| port.iter().all(u8::is_ascii_digit));
+    Name::new(host).filter(|_| has_port)
 }
 
 /// Whether this is a pattern: a name, or `*.` and a name.
