@@ -555,9 +555,11 @@ pub(super) fn instructions(
     Ok(function.instructions.iter().map(one).collect())
 }
 
-/// Attaches a program to an interface. That of a process that has just ended may still be attached for a moment.
+/// Attaches a program to an interface. That of a process that has just ended may still be attached for a moment: in the same mode (`EBUSY`) or in the
+/// other one (`EEXIST`).
 pub(super) fn attach_patiently<T>(interface: u32, attach: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    patiently(&format!("the XDP hook of interface {interface}"), attach, |e| e.raw_os_error() == Some(libc::EBUSY))
+    let is_held = |e: &io::Error| matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EEXIST));
+    patiently(&format!("the XDP hook of interface {interface}"), attach, is_held)
 }
 
 fn attach_refusal(error: &(dyn Error + 'static), interface: &Interface) -> Refusal {
