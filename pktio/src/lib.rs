@@ -69,7 +69,7 @@ pub use packet::{Answering, FastPath};
 pub use peer::peer_groups;
 pub use plan::fast_path_way;
 pub use pool::Pool;
-pub use port::{Capabilities, Handover, KernelForwarding, Pair, Port, PortStatistics, RingStatistics, leave};
+pub use port::{Capabilities, Handover, KernelForwarding, Pair, Port, PortStatistics, RingStatistics, leave_sockets};
 pub use prepare::{Preparation, prepare};
 pub use shed::{ShedFilter, ShedLevel, ShedSample};
 pub use wait::{PortWatch, wait, wait_or_wake};

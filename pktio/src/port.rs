@@ -148,7 +148,7 @@ impl<P: Port + ?Sized> Port for Box<P> {
 
 /// What the ports of a worker leave; `None` if they are others, or the kernel forwards past them. They are not to be used any more: what leaves them belongs
 /// to the next process. `pool` has all frames back that are in no ring.
-pub fn leave(lan: &mut dyn Port, wan: &mut dyn Port, pool: &mut Pool) -> Option<LeftSockets> {
+pub fn leave_sockets(lan: &mut dyn Port, wan: &mut dyn Port, pool: &mut Pool) -> Option<LeftSockets> {
     let mut sockets = Vec::new();
     let queue = wan.capabilities().queue;
     let (lan, wan) = (lan.handover()?, wan.handover()?);

@@ -74,7 +74,7 @@ fn open(world: &World, options: Options, left: Vec<LeftSockets>) -> Opened {
 /// What the owner of these ports leaves, as another process is told of it.
 fn leave(mut pairs: Vec<Pair>) -> Vec<LeftSockets> {
     let told = |pair: &mut Pair| {
-        let left = pktio::leave(&mut *pair.lan, &mut *pair.wan, &mut pair.pool).expect("they can be left");
+        let left = pktio::leave_sockets(&mut *pair.lan, &mut *pair.wan, &mut pair.pool).expect("they can be left");
         let descriptors: Vec<OwnedFd> =
             left.descriptors().iter().map(|one| one.try_clone_to_owned().unwrap()).collect();
         LeftSockets::from_words(&left.words(), descriptors).expect("it makes sense")
@@ -189,7 +189,7 @@ fn a_program_that_forwards_by_itself_takes_none() {
     };
     // And leaves none.
     let pair = &mut pairs[0];
-    assert!(pktio::leave(&mut *pair.lan, &mut *pair.wan, &mut pair.pool).is_none());
+    assert!(pktio::leave_sockets(&mut *pair.lan, &mut *pair.wan, &mut pair.pool).is_none());
     let end = std::time::Instant::now() + Duration::from_secs(5);
     let is_drained = |port: &mut Box<dyn pktio::Port>| port.kernel_forwarding().is_some_and(|port| port.is_drained());
     while !(is_drained(&mut pair.lan) && is_drained(&mut pair.wan)) {

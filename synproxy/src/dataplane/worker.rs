@@ -284,7 +284,7 @@ impl<E: Engine> Worker<E> {
     pub fn close(self, leaves: bool) -> Closed {
         let Self { ports, pool: mut frames, .. } = self;
         let [mut lan, mut wan] = ports.into_array();
-        let sockets = leaves.then(|| pktio::leave(&mut *lan, &mut *wan, &mut frames)).flatten();
+        let sockets = leaves.then(|| pktio::leave_sockets(&mut *lan, &mut *wan, &mut frames)).flatten();
         if leaves && !lan.capabilities().exclusive && !wan.capabilities().exclusive {
             return Closed { open: vec![lan, wan], frames: Some(frames), sockets };
         }
