@@ -450,7 +450,14 @@ impl World {
 
     fn failure(&self, what: &str) -> String {
         let counters = self.engine.proxy.counters();
-        let mut text = format!("seed {}, {:?}, IPv{}: {what}\n", self.seed, self.attacks, if self.v6 { 6 } else { 4 });
+        let attacks = format!("{:?}", self.attacks);
+        let attacks = attacks.trim_matches(['[', ']']);
+        let mut text = format!(
+            "seed {}, IPv{}: {what}\nABUSE_SEED={} ABUSE_ATTACKS=\"{attacks}\" cargo test -p unit --test engine abuse::no_attack -- --nocapture\n",
+            self.seed,
+            if self.v6 { 6 } else { 4 },
+            self.seed,
+        );
         for (label, count) in Counted::ALL
             .iter()
             .map(|&event| (event.label(), counters.happened(event)))

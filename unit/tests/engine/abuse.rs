@@ -17,7 +17,7 @@ fn number(name: &str) -> Option<u64> {
 /// The attacks of a seed.
 fn attacks(seed: u64) -> Vec<Attack> {
     if let Ok(named) = std::env::var("ABUSE_ATTACKS") {
-        let names: Vec<_> = named.split(',').collect();
+        let names: Vec<_> = named.split(',').map(str::trim).collect();
         return Attack::ALL.into_iter().filter(|attack| names.contains(&format!("{attack:?}").as_str())).collect();
     }
     draw(seed, &Attack::ALL)

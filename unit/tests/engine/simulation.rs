@@ -1,9 +1,9 @@
 //! The engine between two independent TCP stacks over bad cables, judged segment by segment.
 //!
-//! `SIM_SEED=n` replays one world and prints every frame; `SIM_SEEDS=n` runs the first n worlds instead of 256;
-//! `SIM_FIRST=n` begins elsewhere; with `SIM_BRIDGE=1` a replayed world has a plain bridge in the
-//! box's place, with `SIM_QUIET=1` no off-path attacker, and with `SIM_PROVED=1` every source has proved itself and passes;
-//! with `SIM_BRIDGE=1` besides, the very same world has a cable. With `SIM_SERVICES=1` most clients of the WAN reach their servers by services of the box.
+//! `SIM_SEED=n` replays one world and prints every frame; `SIM_SEEDS=n` runs the first n worlds instead of 256, `SIM_FIRST=n` begins elsewhere.
+//! Other worlds: with `SIM_BRIDGE=1` a plain bridge is in the box's place; with `SIM_QUIET=1` there is no off-path attacker; with `SIM_PROVED=1` every
+//! source has proved itself and passes (and with `SIM_BRIDGE=1` as well, the very same world has a cable); with `SIM_SERVICES=1` most clients of the
+//! WAN reach their servers by services of the box.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
