@@ -347,6 +347,10 @@ impl Machine {
         if !is_expected {
             return Err(format!("status {:?} instead of {}:\n{}", said.status, notes.ends, said.text));
         }
+        if line.contains("synctl stop") {
+            // The box answers before it ends.
+            let _ = self.run(None, "for n in $(seq 1000); do pgrep -x synproxy >/dev/null || exit; sleep 0.01; done");
+        }
         let mut printed = said.text.lines();
         let shown = shown
             .iter()
