@@ -87,6 +87,8 @@ crate::metrics! {
 crate::metrics! {
     /// What the engine counts besides the drops.
     pub enum Event: Counter, Segments {
+        /// SYNs from the WAN, whatever became of them.
+        WanSyn = "wan-syn",
         /// SYNs from the WAN answered with a SYN-ACK.
         SynAnswered = "syn-answered",
         /// Retransmitted SYNs answered from the SYN cache.

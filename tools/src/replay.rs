@@ -319,7 +319,7 @@ fn secrets(seed: u64) -> Secrets {
 fn events(before: &Counters, after: &Counters) -> String {
     let mut words = String::new();
     for &event in Event::ALL {
-        let plain = matches!(event, Event::LanSegment | Event::WanSegment);
+        let plain = matches!(event, Event::LanSegment | Event::WanSegment | Event::WanSyn);
         if !plain && after.happened(event) > before.happened(event) {
             let lead = if words.is_empty() { " (" } else { ", " };
             let _ = write!(words, "{lead}{}", event.label());

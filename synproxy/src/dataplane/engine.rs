@@ -5,8 +5,8 @@ use super::frame_buffer::FrameBuffer;
 use std::iter;
 use std::sync::Arc;
 use tcpstate::{
-    Adopted, Counters, Directive, DropReason, Egress, Event, Forwarded, Head, Instant, Metadata, NameQuestion,
-    Population, Proxy, ServerUpdate, Side, Source, Target, TargetCounts, Ticket, Verdict,
+    Adopted, Counters, Directive, Egress, Event, Forwarded, Head, Instant, Metadata, NameQuestion, Population, Proxy,
+    ServerUpdate, Side, Source, Target, TargetCounts, Ticket, Verdict,
 };
 
 /// What a worker calls for its frames; see [`Proxy`], whose methods these are.
@@ -149,7 +149,7 @@ pub trait Engine {
 
     /// SYNs from the WAN that it has processed, whatever the verdict.
     fn syns(&self) -> u64 {
-        syns_counted(self.counters())
+        self.counters().happened(Event::WanSyn)
     }
 
     /// Executes a command, in the time of an iteration.
@@ -172,15 +172,6 @@ pub trait Engine {
     fn capacity(&self) -> (u64, u64) {
         (0, 0)
     }
-}
-
-/// SYNs from the WAN, as far as they are counted.
-fn syns_counted(counters: &Counters) -> u64 {
-    counters.happened(Event::SynAnswered)
-        + counters.happened(Event::PassedByMode)
-        + counters.happened(Event::ClosedPort)
-        + counters.dropped(DropReason::RateLimited)
-        + counters.dropped(DropReason::BadAddress)
 }
 
 impl Engine for Proxy {
@@ -350,7 +341,7 @@ impl Engine for Proxy {
     fn syns(&self) -> u64 {
         // Those that the kernel answered cost a worker nothing.
         let counters = Proxy::counters(self);
-        syns_counted(counters) - counters.happened(Event::KernelAnswered)
+        counters.happened(Event::WanSyn) - counters.happened(Event::KernelAnswered)
     }
 
     fn counters(&self) -> &Counters {

@@ -111,6 +111,7 @@ impl Proxy {
             class: offer.class_for(segment.class(head.bytes())),
         };
         answer.write_over(segment, head.bytes_mut());
+        self.counters.count(Event::WanSyn);
         self.counters.count(Event::SynAnswered);
         true
     }

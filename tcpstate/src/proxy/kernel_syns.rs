@@ -271,7 +271,7 @@ impl Proxy {
         for (target, taken) in syns.taken.iter_mut().enumerate() {
             let answered = news(BY_TARGET + target, taken);
             if answered > 0 {
-                for event in [Event::SynAnswered, Event::KernelAnswered, Event::WanSegment] {
+                for event in [Event::WanSyn, Event::SynAnswered, Event::KernelAnswered, Event::WanSegment] {
                     self.counters.add(event, answered, Some(target as u32));
                 }
             }
@@ -564,6 +564,7 @@ mod tests {
         words[UNASKED].set(3);
         words[ANSWERED_FULL].set(2);
         turn(&mut proxy, START);
+            (Event::WanSyn, 5),
         turn(&mut proxy, START);
         let counters = proxy.counters();
         for (event, times) in [

@@ -709,6 +709,9 @@ impl Proxy {
         egress: &mut impl Egress,
     ) -> Verdict {
         let kind = segment.kind();
+        if kind == Kind::Syn && side == Side::Wan && self.arrived.is_none() {
+            self.counters.count(Event::WanSyn);
+        }
         if let Some(id) = found
             && self.table[id].is_in(State::HandedDown)
         {

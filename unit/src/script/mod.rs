@@ -299,6 +299,8 @@ impl Core {
         let foretold = asks.then(|| self.foretell(side, &frame));
         let mut head = Head::new(&mut frame.buffer, frame.start, frame.len, frame.len + frame.beyond.len());
         let dropped_before = self.dropped();
+        let segments_before = self.segments();
+        let syns_before = self.proxy.counters().happened(Event::WanSyn);
         let mut spare = Spare { frames: &mut self.spare, emitted: Vec::new() };
         let verdict = match ticket {
             None => self.proxy.on_single(side, &mut head, self.now, &mut spare),
@@ -327,6 +329,22 @@ impl Core {
         }
         let drops = u64::from(matches!(verdict, Verdict::Drop(_)));
         assert_eq!(self.dropped(), dropped_before + drops, "a drop is counted once, and nothing else is: {verdict:?}");
+        // What the engine does not read as TCP, or finds damaged, is another matter.
+        let is_damage = |reason| {
+            use DropReason::{BadChecksum, BadFragment, Malformed, StrayFragment};
+            matches!(reason, Malformed | BadChecksum | BadFragment | StrayFragment)
+        };
+        let is_tcp =
+            self.segments() > segments_before || matches!(verdict, Verdict::Drop(reason) if !is_damage(reason));
+        if is_tcp && let Ok(segment) = read(&asked, self.now) {
+            let opens = side == Side::Wan && ticket.is_none() && segment.flags & (SYN | ACK | FIN | RST) == SYN;
+            let counted = self.proxy.counters().happened(Event::WanSyn) - syns_before;
+            assert_eq!(
+                counted,
+                u64::from(opens),
+                "a SYN of the WAN is counted once, whatever becomes of it: {verdict:?}"
+            );
+        }
         if let Verdict::Hold(ticket) = verdict {
             assert!(side == Side::Wan && frame.bytes() == asked, "what is held came from the WAN and has not changed");
             assert!(self.held.insert(ticket, frame).is_none(), "a ticket is minted once: {ticket:?}");
@@ -339,6 +357,12 @@ impl Core {
             self.come_out(to, bytes);
         }
         verdict
+    }
+
+    /// How many segments were not dropped.
+    fn segments(&self) -> u64 {
+        let counters = self.proxy.counters();
+        counters.happened(Event::LanSegment) + counters.happened(Event::WanSegment)
     }
 
     /// What the engine says it would do with a frame, and the frame as it would leave.

@@ -542,7 +542,7 @@ fn counters(world: &World) -> Vec<u64> {
 }
 
 fn counted(world: &World, before: &[u64]) -> String {
-    let passed = [Event::LanSegment, Event::WanSegment];
+    let passed = [Event::LanSegment, Event::WanSegment, Event::WanSyn];
     let names = Event::ALL
         .iter()
         .zip(before)
