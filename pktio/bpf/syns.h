@@ -541,10 +541,10 @@ INLINE u64 *find_offer(u8 *data, u8 *end, struct block *head, volatile struct wo
 // What is agreed on ECN (`agree_on_ecn` in tcpstate/src/proxy/client_handshake.rs).
 INLINE u64 agree_on_ecn(u64 ace, u64 server)
 {
-    u64 is_accurate = are_same(server, 2), knows = is_set(server);
+    u64 is_accurate = are_same(server, 2), knows = is_set(server), refuses = are_same(server, 1);
     u64 classic = are_same(ace, 3), accurate = are_same(ace, 7) & (1 - is_accurate);
     u64 other = is_set(ace) & (1 - classic) & is_accurate;
-    return classic * (2 - knows) + accurate * (4 - 3 * knows) + 3 * other;
+    return classic * (2 - knows) + accurate * (4 - 3 * refuses) + 3 * other;
 }
 
 // The cookie, and what the answer says (tcpstate/src/cookie/mod.rs); 0 if none can say it.

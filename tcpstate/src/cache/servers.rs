@@ -8,11 +8,11 @@
 //!   them, since a server that answers with SYN cookies can express scale, SACK and ECN nowhere but in a timestamp.
 //! * An answer that agrees outweighs the refusals before it; a refusal has to be repeated before it outweighs many answers that agreed.
 //! * A refusal is believed for four seconds, and twice as long after each one that confirms it, up to 17 minutes; then the option is offered again.
-//! * Where there must be one value (MSS, scale), it is the usual one, which a single other answer does not change. An MSS that differs from the usual one
-//!   is that of the client's path: it is kept for that client alone.
+//! * Where there must be one value (MSS, scale, class), it is the usual one, which a single other answer does not change. An MSS that differs from the
+//!   usual one is that of the client's path: it is kept for that client, and for its prefix as soon as two of its addresses were told so.
 
 use crate::config::Source;
-use crate::cookie::terms::Offer;
+use crate::cookie::terms::{KnownEcn, Offer};
 use crate::flow::table::Region;
 use crate::flow::{Flow, FlowFlags};
 use crate::keyed::{self, Keys};
@@ -184,6 +184,9 @@ const REFLECTS_CLASS: u8 = 1;
 const MSS_VARIES: u8 = 2;
 /// It would not take an acknowledgement without its exact echo.
 const WANTS_EXACT: u8 = 4;
+/// How many other answers what is known of its class outlives: two bits.
+const CLASS_STRENGTH: u8 = 0x18;
+const ONE_STRONGER: u8 = 0x08;
 
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -276,21 +279,35 @@ impl Observation {
             offered_ecn: flow.syn_ecn(),
             answered_ecn: segment.flags.agreed_ecn(flow.syn_ecn()),
             window: segment.window,
-            ttl: segment.ttl(frame),
+            ttl: segment.ttl,
             offered_class: flow.class(Side::Wan),
             answered_class: segment.class(frame),
         }
     }
 }
 
-/// An MSS that a server announced to one client and not to others.
+/// An MSS that a server announced to one client, or to the addresses of one prefix, and not to others.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 struct PathMss {
-    /// A keyed hash of the server and the client's address; zero is a free place.
+    /// A keyed hash of the server and the client's address or prefix, its lowest two bits replaced: by how often other addresses of a prefix confirmed
+    /// it, or 1 for an address; zero is a free place.
     tag: u32,
     mss: u16,
     seen: u16,
+}
+
+/// The bits of a tag that are none of a hash.
+const CONFIRMED: u32 = 3;
+/// How often what is known of a prefix must have been confirmed to be believed of its other addresses.
+const BELIEVED: u32 = 2;
+
+/// For whom an MSS is kept.
+#[derive(Clone, Copy, PartialEq)]
+enum Reach {
+    Address,
+    /// A /24, of IPv6 a /64.
+    Prefix,
 }
 
 /// A cache line of them.
@@ -354,8 +371,9 @@ impl ServerOptions {
         let mut path = PathSet::default();
         for (n, port) in [key.lan_port, 0].into_iter().enumerate() {
             set.0[n] = self.find(key, port).copied().unwrap_or_default();
-            let (at, tag) = self.path(key, port);
-            path[n] = self.slab.paths[at].iter().find(|path| path.tag == tag).copied().unwrap_or_default();
+            for (m, reach) in [Reach::Address, Reach::Prefix].into_iter().enumerate() {
+                path[2 * n + m] = self.known_path(key, port, reach).unwrap_or_default();
+            }
         }
         Self {
             slab: ServerSlab {
@@ -470,7 +488,7 @@ impl ServerOptions {
             sack: rule.own_sack,
             timestamps: true,
             timestamps_known: false,
-            ecn: EcnSetup::None,
+            ecn: KnownEcn::Nothing,
             window: None,
             ttl: if rule.own_ttl == 0 { UNKNOWN_TTL } else { rule.own_ttl },
             hops: 0,
@@ -517,12 +535,12 @@ impl ServerOptions {
         }
         // Nor have these, which one port's server does not promise for another's.
         if let Some(entry) = by_port {
-            offer.ecn = if entry.knows(Trait::AccurateEcn, stamps, now) == Known::Taken {
-                EcnSetup::Accurate
-            } else if entry.knows(Trait::Ecn, stamps, now) == Known::Taken {
-                EcnSetup::Classic
-            } else {
-                EcnSetup::None
+            let classic = entry.knows(Trait::Ecn, stamps, now) == Known::Taken;
+            offer.ecn = match entry.knows(Trait::AccurateEcn, stamps, now) {
+                Known::Taken => KnownEcn::Accurate,
+                Known::Refused if classic => KnownEcn::Classic,
+                Known::Nothing if classic => KnownEcn::ClassicAtLeast,
+                Known::Refused | Known::Nothing => KnownEcn::Nothing,
             };
             offer.window = Some(entry.window);
             offer.known = true;
@@ -619,37 +637,74 @@ impl ServerOptions {
         self.slab.sets[self.set(key, port)].0.iter().find(|entry| entry.is_for(key, port))
     }
 
-    /// Where the MSS for this client at this server is kept, and its tag.
-    fn path(&self, key: &FlowKey, port: u16) -> (usize, u32) {
+    /// Where the MSS for this client, or its prefix, at this server is kept, and its tag.
+    fn path(&self, key: &FlowKey, port: u16, reach: Reach) -> (usize, u32) {
         let [a, b, c, d] = key.lan.map(u64::from);
         let [e, f, g, h] = key.wan.map(u64::from);
-        let server = u64::from(key.vlan.0) << 17 | u64::from(port) << 1 | u64::from(key.v6);
-        let hash = keyed::place(self.keys, [a << 32 | b, c << 32 | d, server, e << 32 | f, g << 32 | h]);
-        (hash as usize & (self.slab.paths.len() - 1), (hash >> 32) as u32 | 1)
+        let client = match (reach, key.v6) {
+            (Reach::Address, _) => [e << 32 | f, g << 32 | h],
+            (Reach::Prefix, true) => [e << 32 | f, 0],
+            (Reach::Prefix, false) => [e << 32 | f, g << 32 | h & !0xff],
+        };
+        let server = u64::from(key.vlan.0) << 18 | u64::from(port) << 2 | u64::from(key.v6) << 1 | reach as u64;
+        let hash = keyed::place(self.keys, [a << 32 | b, c << 32 | d, server, client[0], client[1]]);
+        (hash as usize & (self.slab.paths.len() - 1), (hash >> 32) as u32 & !CONFIRMED)
     }
 
+    fn known_path(&self, key: &FlowKey, port: u16, reach: Reach) -> Option<PathMss> {
+        let (at, tag) = self.path(key, port, reach);
+        self.slab.paths[at].iter().find(|path| path.is_of(tag)).copied()
+    }
+
+    /// What this client is told instead of the usual MSS.
     fn path_mss(&self, key: &FlowKey, port: u16) -> Option<u16> {
-        let (at, tag) = self.path(key, port);
-        self.slab.paths[at].iter().find(|path| path.tag == tag).map(|path| path.mss)
+        self.known_path(key, port, Reach::Address).or_else(|| self.believed_of_prefix(key, port)).map(|path| path.mss)
     }
 
-    /// Keeps what this server announced to this client; nothing is kept of the usual. Returns whether what the client is offered has changed.
+    fn believed_of_prefix(&self, key: &FlowKey, port: u16) -> Option<PathMss> {
+        self.known_path(key, port, Reach::Prefix).filter(|path| path.tag & CONFIRMED >= BELIEVED)
+    }
+
+    /// Keeps what this server announced to this client; nothing is kept of the usual where its prefix is told that too. Returns whether what the client is offered has
+    /// changed.
     fn store_path(&mut self, key: &FlowKey, port: u16, mss: u16, usual: u16, now: Instant) -> bool {
-        let (at, tag) = self.path(key, port);
+        let before = self.path_mss(key, port).unwrap_or(usual);
+        let own = self.known_path(key, port, Reach::Address);
+        let says_new = own.is_none_or(|own| own.mss != mss);
+        let network = match (self.known_path(key, port, Reach::Prefix), mss == usual) {
+            (Some(known), false) if known.mss == mss => {
+                // The same client again confirms nothing.
+                let confirmed = (known.tag & CONFIRMED) + u32::from(says_new);
+                (confirmed.min(CONFIRMED), mss)
+            }
+            (Some(known), is_usual) => match (known.tag & CONFIRMED) - 1 {
+                0 if is_usual => (0, 0),
+                0 => (1, mss),
+                confirmed => (confirmed, known.mss),
+            },
+            (None, is_usual) => (u32::from(!is_usual), mss),
+        };
+        self.set_path(key, port, Reach::Prefix, network, now);
+        let told = self.believed_of_prefix(key, port).map_or(usual, |path| path.mss);
+        self.set_path(key, port, Reach::Address, (u32::from(mss != told || mss != usual), mss), now);
+        before != mss
+    }
+
+    /// Keeps an MSS that was confirmed so often; one that never was is removed.
+    fn set_path(&mut self, key: &FlowKey, port: u16, reach: Reach, (confirmed, mss): (u32, u16), now: Instant) {
+        let (at, tag) = self.path(key, port, reach);
         let set = &mut self.slab.paths[at];
-        let known = set.iter_mut().find(|path| path.tag == tag);
-        if mss == usual {
-            return known.map(|path| *path = PathMss::default()).is_some();
-        }
-        let path = PathMss { tag, mss, seen: unit(now) };
         let unseen = |path: &PathMss| if path.tag == 0 { u16::MAX } else { unit(now).wrapping_sub(path.seen) };
-        match known {
-            Some(known) => core::mem::replace(known, path).mss != mss,
-            None => {
+        let known = set.iter().position(|path| path.is_of(tag));
+        let path = PathMss { tag: tag | confirmed, mss, seen: unit(now) };
+        match (known, confirmed) {
+            (None, 0) => {}
+            (Some(known), 0) => set[known] = PathMss::default(),
+            (Some(known), _) => set[known] = path,
+            (None, _) => {
                 if let Some(oldest) = set.iter_mut().max_by_key(|path| unseen(path)) {
                     *oldest = path;
                 }
-                true
             }
         }
     }
@@ -659,7 +714,8 @@ impl ServerOptions {
         // RFC 9293 section 3.7.1: without the option 536 is assumed, for IPv6 1220.
         let mss = observation.answered.mss.unwrap_or(default_mss(key));
         // A client that is known to be told another MSS than most says nothing more of what most are told.
-        let is_own = self.path_mss(key, port) == Some(mss);
+        let is_unusual = self.find(key, port).is_some_and(|entry| entry.mss.value != mss);
+        let is_own = is_unusual && self.path_mss(key, port) == Some(mss);
         let set = self.set(key, port);
         let set = &mut self.slab.sets[set].0;
         let at = set.iter().position(|entry| entry.is_for(key, port)).unwrap_or_else(|| {
@@ -688,6 +744,12 @@ impl ServerOptions {
             self.observations = self.observations.wrapping_add(1);
         }
         differs || due
+    }
+}
+
+impl PathMss {
+    fn is_of(&self, tag: u32) -> bool {
+        self.tag != 0 && self.tag & !CONFIRMED == tag
     }
 }
 
@@ -781,6 +843,23 @@ impl Entry {
         }
     }
 
+    fn learn_class(&mut self, offered: u8, answered: u8) {
+        let reflects = self.is(REFLECTS_CLASS);
+        let strength = self.flags & CLASS_STRENGTH;
+        let strength = if answered == if reflects { offered } else { self.class } {
+            // Of the two kinds of servers either would answer so.
+            let tells_nothing = offered == if reflects { 0 } else { answered };
+            (strength + if tells_nothing { 0 } else { ONE_STRONGER }).min(CLASS_STRENGTH)
+        } else if strength > 0 {
+            strength - ONE_STRONGER
+        } else {
+            self.class = answered;
+            self.set(REFLECTS_CLASS, offered == answered && offered != 0);
+            ONE_STRONGER
+        };
+        self.flags = self.flags & !CLASS_STRENGTH | strength;
+    }
+
     fn learn(&mut self, observation: &Observation, now: Instant) {
         let answered = &observation.answered;
         self.window = RawWindow(observation.window.0.min(self.last_window.0));
@@ -788,16 +867,7 @@ impl Entry {
         // Zero says that it was never seen.
         self.seen = unit(now).max(1);
         self.ttl = observation.ttl;
-        match (observation.offered_class, observation.answered_class) {
-            (offered, answered) if offered != answered => {
-                self.class = answered;
-                self.set(REFLECTS_CLASS, false);
-            }
-            // Either would answer so.
-            (_, answered) if self.is(REFLECTS_CLASS) || answered == self.class => {}
-            (0, _) => self.class = 0,
-            _ => self.set(REFLECTS_CLASS, true),
-        }
+        self.learn_class(observation.offered_class, observation.answered_class);
         if let Some(scale) = answered.scale {
             if self.knows(Trait::Scale, observation.offered_timestamps, now) == Known::Taken {
                 self.scale.learn(scale.get());
@@ -811,7 +881,12 @@ impl Entry {
             (Trait::Scale, observation.offered_scale, answered.scale.is_some()),
             (Trait::Sack, observation.offered_sack, answered.sack_permitted),
             (Trait::Ecn, asked != EcnSetup::None, agreed != EcnSetup::None),
-            (Trait::AccurateEcn, asked == EcnSetup::Accurate, agreed == EcnSetup::Accurate),
+            // Without timestamps a server that answers with SYN cookies cannot express it.
+            (
+                Trait::AccurateEcn,
+                asked == EcnSetup::Accurate && (observation.offered_timestamps || agreed == EcnSetup::Accurate),
+                agreed == EcnSetup::Accurate,
+            ),
         ];
         for (which, _, taken) in said.into_iter().filter(|(_, offered, _)| *offered) {
             let kind = which.kind(observation.offered_timestamps);
@@ -988,7 +1063,7 @@ mod tests {
         let mut taken = |said: &Observation| {
             server_options.learn(&key(1, 80), said, now);
             let offer = server_options.offer(&key(1, 80), now);
-            [offer.scale.is_some(), offer.sack, offer.timestamps, offer.ecn == EcnSetup::Classic]
+            [offer.scale.is_some(), offer.sack, offer.timestamps, offer.ecn != KnownEcn::Nothing]
         };
         for _ in 0..10 {
             assert_eq!(taken(&agrees), [true; 4]);
@@ -1020,7 +1095,7 @@ mod tests {
         let offer = server_options.offer(&key(1, 80), Instant::default());
         assert_eq!(
             (offer.scale, offer.timestamps_known, offer.ecn),
-            (Some(WindowScale::clamped(9)), true, EcnSetup::Classic)
+            (Some(WindowScale::clamped(9)), true, KnownEcn::ClassicAtLeast)
         );
     }
 
@@ -1087,7 +1162,7 @@ mod tests {
         assert_eq!(server_options.offer(&far, now).mss, 1460);
         // A server that was configured anew announces the new value to everybody.
         for client in 1..7 {
-            server_options.learn(&from(0x0c00_0000 + client), &observation(1400, Some(7), true, true), now);
+            server_options.learn(&from(0x0c00_0000 + (client << 8)), &observation(1400, Some(7), true, true), now);
         }
         assert_eq!(server_options.offer(&far, now).mss, 1400);
         assert_eq!(server_options.most_told(&far, now), 1460, "some were told the former one a moment ago");
@@ -1129,12 +1204,52 @@ mod tests {
         };
         assert_eq!(told(0, 0), [0, 0x28, 0xb8], "nothing speaks against it");
         assert_eq!(told(0xb8, 0), [0; 3]);
+        assert_eq!(told(0xb8, 0xb8), [0; 3], "a single other answer moves nothing");
         assert_eq!(told(0xb8, 0xb8), [0, 0x28, 0xb8], "as a server does that reflects");
-        assert_eq!(told(0, 0), [0, 0x28, 0xb8]);
+        assert_eq!(told(0, 0), [0, 0x28, 0xb8], "either would answer so");
+        assert_eq!(told(0, 0x48), [0, 0x28, 0xb8]);
         assert_eq!(told(0, 0x48), [0x48; 3]);
         assert_eq!(told(0x48, 0x48), [0x48; 3]);
-        assert_eq!(told(0x28, 0x48), [0x48; 3]);
+        for _ in 0..10 {
+            assert_eq!(told(0x28, 0x48), [0x48; 3]);
+        }
+        for _ in 0..3 {
+            assert_eq!(told(0, 0), [0x48; 3], "after many that agreed, three others");
+        }
         assert_eq!(told(0, 0), [0; 3]);
+    }
+
+    #[test]
+    fn what_two_addresses_of_a_prefix_are_told_the_others_are_told_too() {
+        let (usual, other) = (observation(1460, Some(7), true, true), observation(1300, Some(7), true, true));
+        let now = Instant::from_secs(5);
+        for v6 in [false, true] {
+            let mut servers = tested(&Config::default());
+            let server = FlowKey { v6, ..key(1, 80) };
+            let client = |network: u32, host: u32| match v6 {
+                false => FlowKey { wan: [0, 0, 0xffff, network << 8 | host], ..server },
+                true => FlowKey { wan: [0x2001_0db8, network, host, host], ..server },
+            };
+            let told = |servers: &Tested, network, host| servers.offer(&client(network, host), now).mss;
+            for _ in 0..3 {
+                servers.learn(&client(9, 1), &usual, now);
+            }
+            for _ in 0..5 {
+                servers.learn(&client(1, 1), &other, now);
+            }
+            assert_eq!((told(&servers, 1, 1), told(&servers, 1, 2)), (1300, 1460), "one address is one path");
+            servers.learn(&client(1, 2), &other, now);
+            assert_eq!([1, 2, 3].map(|host| told(&servers, 1, host)), [1300; 3]);
+            assert_eq!([told(&servers, 2, 3), told(&servers, 9, 1)], [1460; 2], "other networks have other paths");
+            assert!(!servers.learn(&client(1, 3), &other, now), "nothing new");
+            // An address of that prefix with another path.
+            servers.learn(&client(1, 4), &usual, now);
+            assert_eq!([1, 2, 3, 4].map(|host| told(&servers, 1, host)), [1300, 1300, 1300, 1460]);
+            for host in 5..8 {
+                servers.learn(&client(1, host), &usual, now);
+            }
+            assert_eq!([1, 2, 4, 9].map(|host| told(&servers, 1, host)), [1300, 1300, 1460, 1460], "not all of it has");
+        }
     }
 
     #[test]
@@ -1179,13 +1294,13 @@ mod tests {
         let now = Instant::from_secs(5);
         let agrees = Observation { answered_ecn: EcnSetup::Classic, ..observation(1460, None, true, true) };
         server_options.learn(&key(1, 80), &agrees, now);
-        assert_eq!(server_options.offer(&key(1, 80), now).ecn, EcnSetup::Classic);
-        assert_eq!(server_options.offer(&key(1, 81), now).ecn, EcnSetup::None);
+        assert_eq!(server_options.offer(&key(1, 80), now).ecn, KnownEcn::ClassicAtLeast);
+        assert_eq!(server_options.offer(&key(1, 81), now).ecn, KnownEcn::Nothing);
         server_options.learn(&key(1, 80), &observation(1460, None, true, true), now);
-        assert_eq!(server_options.offer(&key(1, 80), now).ecn, EcnSetup::None, "it has changed its mind");
+        assert_eq!(server_options.offer(&key(1, 80), now).ecn, KnownEcn::Nothing, "it has changed its mind");
         assert_eq!(
             server_options.offer(&key(1, 80), Instant::from_secs(5000)).ecn,
-            EcnSetup::None,
+            KnownEcn::Nothing,
             "nor is it presumed when that is long ago"
         );
     }
@@ -1197,7 +1312,7 @@ mod tests {
         let mut server_options = tested(&config);
         let now = Instant::from_secs(5);
         let nothing = server_options.offer(&key(1, 80), now);
-        assert_eq!((nothing.known, nothing.window, nothing.ecn), (false, None, EcnSetup::None));
+        assert_eq!((nothing.known, nothing.window, nothing.ecn), (false, None, KnownEcn::Nothing));
         let agrees = Observation {
             answered_ecn: EcnSetup::Classic,
             window: RawWindow(4321),
@@ -1206,7 +1321,7 @@ mod tests {
         server_options.learn(&key(1, 80), &agrees, now);
         let offer = server_options.offer(&key(1, 80), now);
         assert_eq!((offer.mss, offer.scale, offer.sack), (nothing.mss, nothing.scale, nothing.sack));
-        assert_eq!((offer.known, offer.window, offer.ecn), (true, Some(RawWindow(4321)), EcnSetup::Classic));
+        assert_eq!((offer.known, offer.window, offer.ecn), (true, Some(RawWindow(4321)), KnownEcn::ClassicAtLeast));
         assert!(!offer.timestamps);
         server_options.learn(&key(1, 80), &Observation { window: RawWindow(8), ..agrees }, now);
         assert_eq!(server_options.offer(&key(1, 80), now).window, Some(RawWindow(8)), "the smaller of the last two");

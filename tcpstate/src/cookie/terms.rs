@@ -3,7 +3,6 @@
 use core::fmt;
 
 use crate::seq::{RawWindow, WindowScale};
-use crate::wire::EcnSetup;
 
 /// What we answer a client on a server's behalf: what the server is known or presumed to offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,8 +17,8 @@ pub struct Offer {
     pub timestamps: bool,
     /// Whether the server is known to take timestamps; presumed otherwise.
     pub timestamps_known: bool,
-    /// The kind of ECN the server negotiates; never presumed.
-    pub ecn: EcnSetup,
+    /// What the server is known to negotiate of ECN; never presumed.
+    pub ecn: KnownEcn,
     /// The smaller window field of the server's last two SYN-ACKs.
     pub window: Option<RawWindow>,
     /// The hop limit of our segments in its name.
@@ -54,9 +53,10 @@ impl fmt::Display for Offer {
             (true, false) => "timestamps (presumed)",
         };
         let ecn = match self.ecn {
-            EcnSetup::None => "",
-            EcnSetup::Classic => ", ECN",
-            EcnSetup::Accurate => ", accurate ECN",
+            KnownEcn::Nothing => "",
+            KnownEcn::Classic => ", ECN",
+            KnownEcn::ClassicAtLeast => ", ECN (accurate not tried)",
+            KnownEcn::Accurate => ", accurate ECN",
         };
         write!(f, "{}, {timestamps}{ecn}, hop limit {}", sack(self.sack), self.ttl)?;
         match self.window {
@@ -90,6 +90,21 @@ fn scale(scale: Option<WindowScale>) -> String {
 
 fn sack(sack: bool) -> &'static str {
     if sack { "SACK" } else { "no SACK" }
+}
+
+/// What is known of the ECN that a server negotiates. The values are those of the kernel's program (`agree_on_ecn` in `pktio/bpf/syns.h`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum KnownEcn {
+    /// Not that it negotiates any.
+    #[default]
+    Nothing = 0,
+    /// The classic kind (RFC 3168), and not the accurate one (RFC 9768), which it was asked for lately.
+    Classic = 1,
+    /// The accurate kind, and so the classic one.
+    Accurate = 2,
+    /// The classic kind. Nobody has asked it for the other one, or not lately.
+    ClassicAtLeast = 3,
 }
 
 /// Whether a client asked for ECN, of which kind, and the answer. The values are a cookie's; that of an answer which agrees is odd.

@@ -140,7 +140,7 @@ pub(super) fn agrees(flow: &Flow, segment: &Segment) -> bool {
 /// Notes where a direction stands, and from how far it comes.
 pub(super) fn note<E>(flow: &mut Flow, ctx: &Context<E>) {
     let (segment, endpoint) = (ctx.segment, flow.endpoint_mut(ctx.side));
-    endpoint.ttl = segment.ttl(ctx.head.bytes());
+    endpoint.ttl = segment.ttl;
     let class = segment.class(ctx.head.bytes());
     (endpoint.next, endpoint.acked, endpoint.window) = (segment.seq + segment.seq_len(), segment.ack, segment.window);
     flow.set_class(ctx.side, class);

@@ -8,7 +8,7 @@ use super::reply::label;
 use crate::cache::refused::Fate;
 use crate::cache::servers::default_mss;
 use crate::config::{Action, Extension, Mode, Proved};
-use crate::cookie::terms::{Ecn, Offer, Terms};
+use crate::cookie::terms::{Ecn, KnownEcn, Offer, Terms};
 use crate::cookie::{SynAckNumbers, ts_again, ts_not_before};
 use crate::flow::table::Id;
 use crate::flow::table::wheel::{average, tick};
@@ -20,8 +20,8 @@ use crate::policy::lists::List;
 use crate::policy::{Rule, ServiceMark};
 use crate::seq::{RawWindow, SeqNum, WindowScale};
 use crate::wire::{
-    Ace, CommonSyn, CommonSynAck, ETHERNET_MIN, EcnSetup, Envelope, Flags, FlowKey, Kind, OptionList, Options,
-    Outgoing, Segment, Timestamps,
+    Ace, CommonSyn, CommonSynAck, ETHERNET_MIN, Envelope, Flags, FlowKey, Kind, OptionList, Options, Outgoing, Segment,
+    Timestamps,
 };
 use crate::{DropReason, Egress, Event, Head, Instant, Side, Timing, Verdict};
 
@@ -76,7 +76,7 @@ impl Proxy {
         let terms = self.agree(segment, &offered, &offer, rule.mss_clamp);
         let window = rule.early_window(&offer, terms.promised);
         let Some(scale) = terms.promised.filter(|_| terms.sack && terms.timestamps) else { return false };
-        if segment.ttl(head.bytes()) <= offer.hops {
+        if segment.ttl <= offer.hops {
             return false;
         }
         // Nothing returns behind the limiter, whose token would be lost.
@@ -202,7 +202,7 @@ impl Proxy {
         let must_be_proxied = listed == Some(List::Always) || is_service;
         if former.is_none()
             && !must_be_proxied
-            && ctx.segment.ttl(ctx.head.bytes()) <= offer.hops
+            && ctx.segment.ttl <= offer.hops
             && self.is_excepted(Exception::Expiring, ctx.segment, hash, now)
         {
             ctx.egress.note(|| format!("its hop limit ends before the server, {} routers away: it passes", offer.hops));
@@ -709,14 +709,15 @@ impl Proxy {
 
 /// What a client whose SYN has these flags is answered about ECN, for a server that is known to negotiate that kind (RFC 9768 section 3.1.2, table 2).
 #[inline(always)]
-fn agree_on_ecn(asked: Ace, server: EcnSetup) -> Ecn {
+fn agree_on_ecn(asked: Ace, server: KnownEcn) -> Ecn {
     match (asked, server) {
         (Ace(0), _) => Ecn::Silent,
-        (Ace::CLASSIC_SYN, EcnSetup::None) => Ecn::Asked,
-        (Ace::CLASSIC_SYN, _) | (Ace::ACCURATE_SYN, EcnSetup::Classic) => Ecn::Agreed,
-        (Ace::ACCURATE_SYN, EcnSetup::None) => Ecn::AccurateAsked,
+        (Ace::CLASSIC_SYN, KnownEcn::Nothing) => Ecn::Asked,
+        (Ace::CLASSIC_SYN, _) | (Ace::ACCURATE_SYN, KnownEcn::Classic) => Ecn::Agreed,
+        // Whoever was answered with the classic kind would keep the server from ever being asked for this one.
+        (Ace::ACCURATE_SYN, KnownEcn::Nothing | KnownEcn::ClassicAtLeast) => Ecn::AccurateAsked,
         // RFC 9768 section 3.1.3: the reserved combinations count as asking for accurate ECN, where the server knows it.
-        (_, EcnSetup::Accurate) => Ecn::AccurateAgreed,
+        (_, KnownEcn::Accurate) => Ecn::AccurateAgreed,
         _ => Ecn::Silent,
     }
 }
@@ -752,6 +753,7 @@ fn fill_syn_cached<E>(flow: &mut Flow, ctx: &Context<E>, offered: &Options, term
     flow.set_offered(summary(offered, ctx.segment.flags));
     let client = flow.endpoint_mut(Side::Wan);
     client.next = ctx.segment.seq + 1;
+    client.ttl = envelope.ttl;
     client.ts_value = offered.timestamps.map_or(0, |timestamps| timestamps.value);
 }
 
@@ -766,7 +768,7 @@ mod tests {
     use crate::policy::lists::Lists;
     use crate::proxy::test_segments::{TestSegment, key};
     use crate::proxy::tests::NoEgress;
-    use crate::wire::{Parsed, put32};
+    use crate::wire::{EcnSetup, Parsed, put32};
     use core::cell::Cell;
     use core::time::Duration;
     use proptest::prelude::*;

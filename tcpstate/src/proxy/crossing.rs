@@ -36,7 +36,7 @@ impl ServerSyn {
     /// The SYN at hand.
     pub(super) fn of<E>(ctx: &Context<E>) -> Self {
         let Segment { seq, window, .. } = *ctx.segment;
-        let seen = (ctx.segment.ttl(ctx.head.bytes()), ctx.segment.class(ctx.head.bytes()));
+        let seen = (ctx.segment.ttl, ctx.segment.class(ctx.head.bytes()));
         Self { isn: seq, window, seen, options: Options::read(ctx.options()), waited: 0 }
     }
 

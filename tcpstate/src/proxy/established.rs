@@ -92,6 +92,7 @@ impl Proxy {
         if !segment.ack.before(sender.acked) {
             sender.acked = segment.ack;
             sender.window = segment.window;
+            sender.ttl = segment.ttl;
         }
         if let Some(timestamps) = timestamps {
             let value = if side == Side::Lan { ts_delta.shift(timestamps.value) } else { timestamps.value };
@@ -248,7 +249,7 @@ impl Proxy {
                 });
             }
             if is_exact && owes {
-                let envelope = Envelope { ttl: ctx.segment.ttl(ctx.head.bytes()), ..self.envelope(id, Side::Wan) };
+                let envelope = Envelope { ttl: ctx.segment.ttl, ..self.envelope(id, Side::Wan) };
                 let (number, none) = (seq + self.table.client_deltas(id).0, OptionList::none());
                 if self.emit(Side::Lan, &bare_reset(&envelope, number, &none), ctx.egress) {
                     return Verdict::Drop(DropReason::Consumed);
@@ -479,6 +480,7 @@ fn follow<E>(flow: &mut Flow, ctx: &Context<E>, ack: SeqNum, ends: bool, fins: b
     if !ack.before(endpoint.acked) {
         endpoint.acked = ack;
         endpoint.window = segment.window;
+        endpoint.ttl = segment.ttl;
         ecn::follow(flow, side, segment.flags);
         flow.set(FlowFlags::WINDOW_UNSCALED, flow.is(FlowFlags::WINDOW_UNSCALED) && side == Side::Wan);
     }

@@ -37,7 +37,7 @@ use crate::memory::{Word, Words};
 use crate::policy::exceptions::Exception;
 use crate::policy::limit::Limiter;
 use crate::policy::{Rule, ServiceMark};
-use crate::wire::{EcnSetup, FlowKey};
+use crate::wire::FlowKey;
 use crate::{Config, DropReason, Event, Instant};
 
 /// Words of a block.
@@ -184,16 +184,11 @@ fn offered(rule: &Rule, offer: &Offer, promise: impl FnOnce(bool) -> Option<u8>,
     let promised = promise(timestamps);
     let scale = promised.map(crate::seq::WindowScale::clamped);
     let [scaled, plain] = [scale, None].map(|promised| u64::from(rule.early_window(offer, promised).0));
-    let ecn = match offer.ecn {
-        EcnSetup::None => 0,
-        EcnSetup::Classic => 1,
-        EcnSetup::Accurate => 2,
-    };
     let bytes = [
         promised.unwrap_or(15),
         u8::from(offer.sack),
         u8::from(timestamps),
-        ecn,
+        offer.ecn as u8,
         offer.ttl,
         offer.hops,
         offer.class,
@@ -409,6 +404,7 @@ mod tests {
     use crate::proxy::test_segments::{TestSegment, key};
     use crate::proxy::tests::NoEgress;
     use crate::seq::RawWindow;
+    use crate::wire::EcnSetup;
     use crate::wire::{Flags, Options};
     use crate::{Directive, Head, Secrets, Side, Verdict};
     use core::time::Duration;
@@ -564,11 +560,11 @@ mod tests {
         words[UNASKED].set(3);
         words[ANSWERED_FULL].set(2);
         turn(&mut proxy, START);
-            (Event::WanSyn, 5),
         turn(&mut proxy, START);
         let counters = proxy.counters();
         for (event, times) in [
             (Event::SynAnswered, 5),
+            (Event::WanSyn, 5),
             (Event::KernelAnswered, 5),
             (Event::WanSegment, 5),
             (Event::CacheFull, 2),

@@ -451,7 +451,7 @@ pub(super) fn fill_syn_sent<E>(flow: &mut Flow, ctx: &Context<E>) {
 pub(super) fn note_syn<E>(flow: &mut Flow, ctx: &Context<E>, options: &Options) {
     flow.set_class(ctx.side, ctx.segment.class(ctx.head.bytes()));
     let (segment, endpoint) = (ctx.segment, flow.endpoint_mut(ctx.side));
-    endpoint.ttl = segment.ttl(ctx.head.bytes());
+    endpoint.ttl = segment.ttl;
     endpoint.next = segment.seq + segment.seq_len();
     endpoint.ts_value = options.timestamps.map_or(0, |timestamps| timestamps.value);
     endpoint.set_scales(options.scale, options.scale);

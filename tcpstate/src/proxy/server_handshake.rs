@@ -46,6 +46,10 @@ impl Proxy {
         let crossed = former.and_then(|id| ServerSyn::remembered(&self.table[id], now));
         let shown = former.map(|id| &self.table[id]).filter(|flow| flow.is(FlowFlags::PROXIED) || crossed.is_none());
         let shown = shown.and_then(Flow::shown_ts_value);
+        // The SYN cache keeps with what hop limit and class the client opened: if its entry is the one that is acknowledged, and no forged SYN's.
+        let opened = former.map(|id| &self.table[id]);
+        let opened = opened.filter(|flow| flow.is_in(State::SynCached) && flow.outer_isn == proof.outer_isn);
+        let opened = opened.map(|flow| (flow.endpoint(Side::Wan).ttl, flow.class(Side::Wan)));
         if let Some(former) = former {
             self.replace_former(former, ctx.egress);
         }
@@ -82,6 +86,10 @@ impl Proxy {
         });
         let filled = self.admit(&key, hash, Side::Wan, State::ServerSynSent, now, |flow| {
             fill_server_syn_sent(flow, &ctx, proof, shown);
+            if let Some((ttl, class)) = opened {
+                flow.endpoint_mut(Side::Wan).ttl = ttl;
+                flow.set_class(Side::Wan, class);
+            }
             flow.endpoint_mut(Side::Lan).ttl = offer.ttl;
             flow.set_class(Side::Lan, offer.class_for(flow.class(Side::Wan)));
             flow.set(FlowFlags::TIMESTAMPS_PRESUMED, presumed);
@@ -170,7 +178,9 @@ impl Proxy {
     }
 
     pub(super) fn connect_in_place(&mut self, ctx: &mut Context<impl Egress>, id: Id) -> Verdict {
-        let envelope = ctx.envelope();
+        let flow = &self.table[id];
+        let (ttl, class) = (flow.endpoint(Side::Wan).ttl, flow.class(Side::Wan));
+        let envelope = Envelope { ttl, class, ..ctx.envelope() };
         let deltas = self.table.client_deltas(id);
         let options = server_syn_options(&self.table[id], deltas.1, 0);
         if !ctx.overwrite_inline(&server_syn(&self.table[id], deltas.0, &envelope, &options)) {
@@ -345,7 +355,7 @@ impl Proxy {
         let now = ctx.now;
         let answered = Options::read(ctx.options());
         let frame = ctx.head.bytes();
-        let seen = (ctx.segment.ttl(frame), ctx.segment.class(frame), ctx.segment.ecn(frame));
+        let seen = (ctx.segment.ttl, ctx.segment.class(frame), ctx.segment.ecn(frame));
         let rule = *self.settings.policy.rule(ctx.key());
         let told_mss = self.caches.server_options.most_told(ctx.key(), &rule, now);
         // What this client was told, unless that has changed meanwhile.

@@ -678,7 +678,7 @@ impl Proxy {
         let now = ctx.now;
         let answered = Options::read(ctx.options());
         let frame = ctx.head.bytes();
-        let seen = (ctx.segment.ttl(frame), ctx.segment.class(frame), ctx.segment.ecn(frame));
+        let seen = (ctx.segment.ttl, ctx.segment.class(frame), ctx.segment.ecn(frame));
         let envelope = ctx.envelope();
         let own = self.table.key(id);
         let rule = *self.settings.policy.rule(&own);

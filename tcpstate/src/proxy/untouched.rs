@@ -431,7 +431,7 @@ fn is_surely_heeded<E>(flow: &Flow, ctx: &Context<E>) -> bool {
                 !SeqNum::new(stamps.value).before(SeqNum::new(client.ts_value)) && stamps.echo == server.ts_value
             });
     let is_plain = !segment.fragmented && !segment.indirect && segment.has_plain_header();
-    is_in_order && acknowledges && has_right_options && is_plain && segment.ttl(ctx.head.bytes()) >= client.ttl
+    is_in_order && acknowledges && has_right_options && is_plain && segment.ttl >= client.ttl
 }
 
 /// Bytes of timestamps and their padding, as options.

@@ -129,7 +129,7 @@ impl Envelope {
         let ip = usize::from(segment.ip);
         let (id, label) = if segment.key.v6 { (0, be32(frame, ip) & 0xf_ffff) } else { (be16(frame, ip + 4), 0) };
         let tags = Tags::of(frame, ip);
-        let ttl = segment.ttl(frame);
+        let ttl = segment.ttl;
         let class = segment.class(frame);
         let port = side.other();
         Self { from: mac(6), to: mac(0), key: segment.key, sender: side, port, ttl, class, id, label, tags }

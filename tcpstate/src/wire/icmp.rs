@@ -283,7 +283,8 @@ pub(super) fn parse(side: Side, head: &Head, layout: &Layout) -> Message {
     if tcp + QUOTED_LEN > seen || sender != receiver {
         return Message::StrayError;
     }
-    let inner = Layout { ip: quoted, payload: tcp, end: seen, more: false, vlan, addresses, v6, indirect: false };
+    let inner =
+        Layout { ip: quoted, payload: tcp, end: seen, more: false, vlan, addresses, v6, ttl: 0, indirect: false };
     Message::Error(Quote {
         key: inner.key(side.other(), be16(frame, tcp), be16(frame, tcp + 2)),
         seq: SeqNum::new(be32(frame, tcp + 4)),

@@ -84,6 +84,8 @@ pub struct Segment {
     pub end: u32,
     /// Whether this is the first of several fragments.
     pub fragmented: bool,
+    /// The hop limit the packet came with (in IPv4: time to live).
+    pub ttl: u8,
     /// Whether an IPv6 routing header, a home address option or an IPv4 source route names an end that the IP header does not: the key and the
     /// checksum are of that end, and an answer of the box, which bears no such header, would not be the end's.
     pub indirect: bool,
@@ -122,7 +124,7 @@ impl Segment {
     #[inline(always)]
     pub(super) fn at(side: Side, head: &Head, layout: &Layout) -> Result<Segment, Error> {
         let frame = head.bytes();
-        let Layout { ip, payload: tcp, end, more, indirect, .. } = *layout;
+        let Layout { ip, payload: tcp, end, more, ttl, indirect, .. } = *layout;
         let short = if more { Error::BadFragment } else { Error::Malformed };
         let fixed = chunk::<TCP_LEN>(frame, tcp).filter(|_| tcp + TCP_LEN <= end).ok_or(short)?;
         let word = be16(fixed, 12);
@@ -145,6 +147,7 @@ impl Segment {
             payload: (tcp + header) as u16,
             end: end as u32,
             fragmented: more,
+            ttl,
             indirect,
         })
     }
@@ -198,12 +201,6 @@ impl Segment {
     pub fn has_priority_tag(&self) -> bool {
         let ip = usize::from(self.ip);
         ip != ETHERNET_LEN && ip != ETHERNET_LEN + 4 * self.key.vlan.count()
-    }
-
-    /// The hop limit the packet came with (in IPv4: time to live).
-    #[inline(always)]
-    pub fn ttl(&self, frame: &[u8]) -> u8 {
-        frame[usize::from(self.ip) + if self.key.v6 { 7 } else { 8 }]
     }
 
     /// Whether there are neither IPv4 options nor IPv6 extension headers.
@@ -368,6 +365,8 @@ pub(super) struct Layout {
     pub addresses: (Addr, Addr),
     pub v6: bool,
     /// As in [`Segment`].
+    pub ttl: u8,
+    /// As in [`Segment`].
     pub indirect: bool,
 }
 
@@ -393,7 +392,7 @@ impl Layout {
         let is_fragment = be16(fixed, 6) & (FRAGMENT_OFFSET | MORE_FRAGMENTS) != 0;
         let addresses = (ipv4_address(fixed, 12), ipv4_address(fixed, 16));
         Some((
-            Layout { ip, payload, end, more: false, vlan, addresses, v6: false, indirect: false },
+            Layout { ip, payload, end, more: false, vlan, addresses, v6: false, ttl: fixed[8], indirect: false },
             fixed[9],
             is_fragment,
         ))
@@ -409,7 +408,10 @@ impl Layout {
             return None;
         }
         let addresses = (ipv6_address(fixed, 8), ipv6_address(fixed, 24));
-        Some((Layout { ip, payload, end, more: false, vlan, addresses, v6: true, indirect: false }, fixed[6]))
+        Some((
+            Layout { ip, payload, end, more: false, vlan, addresses, v6: true, ttl: fixed[7], indirect: false },
+            fixed[6],
+        ))
     }
 
     /// The key of a segment that came in on `side`, with these source and destination ports.

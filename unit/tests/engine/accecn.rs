@@ -174,6 +174,62 @@ in_every_mode! {
         }
     }
 
+    fn a_server_asked_for_the_classic_kind_alone_may_know_the_other(world, client, server) {
+        // Clients of the classic kind say nothing of it.
+        let classic =
+            Handshake { asks: CLASSIC, answers: 0b001, told: 0, asked: CLASSIC, last: 0, third: 0, update: 0, ..KNOWN };
+        let (first, its_server) = world.on_port(50);
+        let open = classic.opens(&world, &first, &its_server);
+        let [outer, inner] = open.client_stamps();
+        first.sends(ack(open.c(0), open.o(0)).maybe_ts(outer));
+        its_server.gets(ack(open.c(0), open.s(0)).maybe_ts(inner));
+        UNKNOWN.opens(&world, &client, &server);
+        let (client, server) = world.on_port(100);
+        KNOWN.asks(&world, &client, &server);
+        let (client, server) = world.on_port(101);
+        Handshake { asks: CLASSIC, told: 0b001, asked: CLASSIC, ..KNOWN }.asks(&world, &client, &server);
+    }
+
+    fn a_server_that_refuses_the_accurate_kind_is_asked_again_later(world, client, server) {
+        let _ = (client, server);
+        let on = |port| world.on_port(port);
+        let refuses = Handshake { answers: 0b001, last: 0, ..UNKNOWN };
+        let (client, server) = on(50);
+        refuses.opens(&world, &client, &server);
+        let classic = Handshake { told: 0b001, asked: CLASSIC, third: 0, ..KNOWN };
+        let (client, server) = on(51);
+        classic.asks(&world, &client, &server);
+        // It may have learned it by now.
+        world.tick(std::time::Duration::from_secs(10));
+        world.discard();
+        let (client, server) = on(52);
+        UNKNOWN.opens(&world, &client, &server);
+        let (client, server) = on(53);
+        KNOWN.asks(&world, &client, &server);
+    }
+
+    fn who_cannot_be_told_is_no_reason_to_tell_others_nothing(world, client, server) {
+        let _ = (client, server);
+        teach(&world);
+        // A server that answers with SYN cookies can keep it nowhere but in a timestamp.
+        if world.mode().cache {
+            for port in 20..26 {
+                let (client, server) = world.on_port(port);
+                let theirs = Terms::windows(world.mss());
+                client.sends(theirs.on(syn(CLIENT_ISN).flags(ace(ACCURATE)), (CLIENT_TS, 0)));
+                let offered = client.gets(anything());
+                client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).flags(ace(0b010)));
+                let server_syn = server.gets(anything());
+                assert_eq!(server_syn.flags & ace(ACCURATE), ace(ACCURATE));
+                server.sends(theirs.on(syn_ack(SERVER_ISN, CLIENT_ISN + 1), (SERVER_TS, 0)));
+                world.tick(std::time::Duration::from_secs(1));
+                world.discard();
+            }
+        }
+        let (client, server) = world.on_port(100);
+        KNOWN.asks(&world, &client, &server);
+    }
+
     fn the_acknowledgement_of_a_syn_ack_tells_how_it_arrived(world, client, server) {
         let _ = (client, server);
         for answer_field in 0..4 {

@@ -267,6 +267,39 @@ in_every_mode! {
         assert_eq!(client.gets(syn_ack(ANY, CLIENT_ISN + 1).any_window().any_options()).ttl, 77);
     }
 
+    fn the_hop_limit_of_an_end_is_that_of_its_last_segment(world, client, server) {
+        let full = Terms::linux(world.mss());
+        let (offered, server_syn) = proves(&client, &server, full.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
+        let update = answers(&world, &client, &server, &offered, &server_syn, full);
+        let echo = update.ts().map_or(0, |(value, _)| value);
+        let (mut sent, stamps) = (0, |step| (SERVER_TS + step, CLIENT_TS + 1));
+        // A daemon that sets GTSM's hop limit on the socket that it has accepted.
+        for (step, ttl) in [(1, 64), (2, 255), (3, 255), (4, 63)] {
+            let says = data(SERVER_ISN + 1 + sent, CLIENT_ISN + 1, 10).maybe_ts(Some(stamps(step))).ttl(ttl);
+            server.sends(says);
+            assert_eq!(client.gets(anything()).ttl, ttl);
+            sent += 10;
+            let blind = data(CLIENT_ISN + 0x1000_0000, offered.seq + 1, 10);
+            client.sends(blind.maybe_ts(Some((CLIENT_TS + 1, echo))));
+            assert_eq!(client.gets(anything()).ttl, ttl, "a challenge");
+            world.tick(Duration::from_millis(600));
+            world.discard();
+        }
+    }
+
+    fn the_syn_cache_keeps_the_class_and_the_hop_limit_of_a_syn(world, client, server) {
+        let full = Terms::linux(world.mss());
+        client.sends(full.on(syn(CLIENT_ISN), (CLIENT_TS, 0)).tos(0xb8).ttl(60));
+        let offered = client.gets(syn_ack(ANY, CLIENT_ISN + 1).any_window().any_options());
+        client.sends(acknowledges(&offered).tos(0x28).ttl(50));
+        let got = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+        let kept = if world.mode().cache { (0xb8, 60) } else { (0x28, 50) };
+        assert_eq!((got.tos, got.ttl), kept, "a cookie has no place for them");
+        world.tick(Duration::from_millis(1100));
+        let again = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+        assert_eq!((again.tos, again.ttl), kept);
+    }
+
     fn the_class_reaches_the_other_end(world, client, server) {
         let _ = (client, server);
         let full = Terms::linux(world.mss());
