@@ -312,6 +312,23 @@ fn clock_that_steps_back_between_two_connections() {
 }
 
 #[test]
+fn clock_that_jumps_further_than_it_can_have_run() {
+    let mut oracle = joined();
+    let shows = |oracle: &Oracle, value| {
+        let update = stamped(from_server(COOKIE + 1, Some(ISN.wrapping_add(1))), value, 101);
+        oracle.clone().delivered(&frame(&windowed(update, 30_000 >> 4)), false, None)
+    };
+    shows(&oracle, COOKIE_CLOCK + 33_000).expect("thirty seconds, and a tenth more");
+    let complaint = shows(&oracle, COOKIE_CLOCK + 33_001).expect_err("a jump");
+    assert_eq!(complaint.rule, Rule::TimestampValue);
+    assert!(complaint.detail.contains("jumps by 33001"), "{}", complaint.detail);
+    // What has passed since the last segment comes on top.
+    oracle.set_time(10_000_000);
+    shows(&oracle, COOKIE_CLOCK + 44_000).expect("ten seconds later");
+    assert_eq!(shows(&oracle, COOKIE_CLOCK + 44_001).expect_err("a jump").rule, Rule::TimestampValue);
+}
+
+#[test]
 fn fin_from_nowhere() {
     spoiled(Rule::Sequence, |segment| segment.fin = true);
 }
