@@ -446,6 +446,44 @@ pub(crate) fn fold(mut sum: u32) -> u16 {
 mod tests {
     use super::*;
 
+    /// RFC 9768 section 3.1.2, table 2, and section 3.1.3 for the combinations it reserves: what a client goes on with by what its SYN and its
+    /// server's SYN-ACK say in (AE, CWR, ECE).
+    #[test]
+    fn both_ends_agree_on_what_the_table_says() {
+        use Mode::{Accurate, Classic, None};
+        // The rows of the table: the client, the server, what their SYN and SYN-ACK say, and what the client goes on with.
+        let rows = [
+            ("AccECN", "AccECN, and the SYN came as Not-ECT", 0b111, 0b010, Accurate),
+            ("AccECN", "AccECN, and the SYN came as ECT(1)", 0b111, 0b011, Accurate),
+            ("AccECN", "AccECN, and the SYN came as ECT(0)", 0b111, 0b100, Accurate),
+            ("AccECN", "AccECN, and the SYN came with a mark", 0b111, 0b110, Accurate),
+            ("AccECN", "Nonce: reserved, taken as AccECN", 0b111, 0b101, Accurate),
+            ("AccECN", "classic ECN", 0b111, 0b001, Classic),
+            ("AccECN", "no ECN", 0b111, 0b000, None),
+            ("Nonce", "AccECN", 0b011, 0b001, Classic),
+            ("classic ECN", "AccECN", 0b011, 0b001, Classic),
+            ("no ECN", "AccECN", 0b000, 0b000, None),
+            ("AccECN", "broken: it reflects the SYN", 0b111, 0b111, None),
+        ];
+        for (client, server, syn, syn_ack, mode) in rows {
+            assert_eq!(Mode::asked(syn).agreed(syn_ack), mode, "{client} and {server}");
+        }
+        // All SYNs: whatever is reserved asks for AccECN.
+        let asked = [None, Accurate, Accurate, Classic, Accurate, Accurate, Accurate, Accurate];
+        assert_eq!([0, 1, 2, 3, 4, 5, 6, 7].map(Mode::asked), asked);
+        // All SYN-ACKs. RFC 3168 section 6.1.1: ECE without CWR agrees to classic ECN, whatever the reserved bit beside them says.
+        let agreed = [
+            (None, [None; 8]),
+            (Classic, [None, Classic, None, None, None, Classic, None, None]),
+            (Accurate, [None, Classic, Accurate, Accurate, Accurate, Accurate, Accurate, None]),
+        ];
+        for (asked, modes) in agreed {
+            assert_eq!([0, 1, 2, 3, 4, 5, 6, 7].map(|ace| asked.agreed(ace)), modes, "{asked:?}");
+        }
+        // Tables 2 and 3: Not-ECT, ECT(1), ECT(0), CE, and each of them agrees.
+        assert_eq!([0, ECT1, ECT0, CE].map(told), [0b010, 0b011, 0b100, 0b110]);
+    }
+
     #[test]
     fn what_is_written_reads_back_in_every_layout() {
         for (source, destination) in [("10.0.0.1:7", "10.0.0.2:9"), ("[fd00::1]:7", "[fd00::2]:9")] {
