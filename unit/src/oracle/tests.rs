@@ -102,6 +102,34 @@ fn joined_with(promised: u16, told: u16) -> Result<Oracle, Complaint> {
     Ok(oracle)
 }
 
+fn with_ace(mut segment: Segment<'_>, ace: u8) -> Segment<'_> {
+    segment.set_ace(ace);
+    segment
+}
+
+/// The count of marks before the first (RFC 9768 section 3.2.1).
+const UNMARKED: u8 = 5;
+
+/// A connection that a right box has joined, whose client has been told that accurate ECN is agreed upon, and whose server says so with `answer` in
+/// its SYN-ACK, or says something else.
+fn accurate(answer: u8) -> Oracle {
+    let mut oracle = Oracle::new(Between::Proxy, [server().ip()]);
+    oracle.sent(&frame(&with_ace(syn(), 7)));
+    oracle.delivered(&frame(&with_ace(syn_ack(), told(0))), false, None).unwrap();
+    let ack = windowed(stamped(from_client(ISN.wrapping_add(1), Some(COOKIE + 1)), 101, COOKIE_CLOCK), 500);
+    oracle.sent(&frame(&with_ace(ack, told(0))));
+    oracle.delivered(&frame(&with_ace(server_syn(), 7)), false, None).unwrap();
+    oracle.sent(&frame(&with_ace(server_answers(), answer)));
+    let last = windowed(stamped(from_client(ISN.wrapping_add(1), Some(SERVER_ISN + 1)), 101, SERVER_CLOCK), 500);
+    let tells = if answer == told(0) { told(0) } else { 0 };
+    oracle.delivered(&frame(&with_ace(last, tells)), false, None).unwrap();
+    let update = windowed(stamped(from_server(COOKIE + 1, Some(ISN.wrapping_add(1))), COOKIE_CLOCK, 101), 30_000 >> 4);
+    let update = frame(&with_ace(update, UNMARKED));
+    oracle.passed(&update, false, None).unwrap();
+    oracle.delivered(&update, false, None).unwrap();
+    oracle
+}
+
 /// A segment with data of the server's stream from position `at` on, as the server sends it.
 fn server_data(at: u32, payload: &[u8]) -> Segment<'_> {
     let mut segment = stamped(from_server(SERVER_ISN + at, Some(ISN.wrapping_add(1))), SERVER_CLOCK + 9, 101);
@@ -291,6 +319,75 @@ fn ecn_promised_for_a_server_that_was_not_asked() {
     answer.ack = Some(ISN.wrapping_add(100));
     let complaint = oracle.delivered(&frame(&answer), false, None).unwrap_err();
     assert_eq!(complaint.rule, Rule::Congestion);
+}
+
+#[test]
+fn count_of_marks_is_the_peers() {
+    let data = stream(server(), client(), 10);
+    for count in 0..8 {
+        let mut oracle = accurate(told(0));
+        let original = with_ace(server_data(1, &data), count);
+        oracle.sent(&frame(&original));
+        let right = translated(&original);
+        oracle.clone_and_deliver(&right, &original).expect("it is the peer's");
+        // One mark more, and the highest bit lost or set.
+        for wrong in [(count + 1) & 7, count ^ 4] {
+            let complaint = oracle.clone_and_deliver(&with_ace(right.clone(), wrong), &original).unwrap_err();
+            assert_eq!(complaint.rule, Rule::Congestion, "{count} became {wrong}");
+        }
+    }
+}
+
+#[test]
+fn count_of_marks_that_the_box_makes_up() {
+    let update = |ace| {
+        let update = stamped(from_server(COOKIE + 1, Some(ISN.wrapping_add(1))), COOKIE_CLOCK, 101);
+        frame(&with_ace(windowed(update, 30_000 >> 4), ace))
+    };
+    let mut oracle = accurate(told(0));
+    oracle.delivered(&update(UNMARKED), false, None).expect("nobody has counted a mark");
+    assert_eq!(oracle.delivered(&update(UNMARKED + 1), false, None).unwrap_err().rule, Rule::Congestion);
+}
+
+#[test]
+fn count_of_marks_that_is_lent_wrongly() {
+    let data = stream(client(), server(), 10);
+    // A server that declines, and one that agrees to classic ECN: the box counts in their names.
+    for answer in [0, 1] {
+        let mut oracle = accurate(answer);
+        for marks in 1..20u8 {
+            let mut marked = stamped(from_client(ISN.wrapping_add(1), Some(COOKIE + 1)), 110, COOKIE_CLOCK);
+            (marked.payload, marked.ecn) = (&data, CE);
+            oracle.sent(&frame(&with_ace(marked.clone(), UNMARKED)));
+            let passes = Segment { ecn: 0, ..with_ace(marked.clone(), 0) };
+            oracle.passed(&frame(&passes), false, Some(ancestor_of(&marked))).unwrap();
+            for ace in 0..8 {
+                let update = stamped(from_server(COOKIE + 1, Some(ISN.wrapping_add(1))), COOKIE_CLOCK, 101);
+                let judged = oracle.clone().passed(&frame(&with_ace(update, ace)), false, None);
+                match (UNMARKED + marks) % 8 == ace {
+                    true => judged.expect("so many marks have come"),
+                    false => assert_eq!(judged.unwrap_err().rule, Rule::Congestion, "{ace} after {marks} marks"),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn syn_ack_that_tells_another_field_than_the_syn_left_with() {
+    for field in [0, wire::ECT1, wire::ECT0] {
+        let mut oracle = Oracle::new(Between::Proxy, [server().ip()]);
+        oracle.sent(&frame(&Segment { ecn: field, ..with_ace(syn(), 7) }));
+        for ace in 0..8 {
+            // A SYN that is capable may meet congestion; a server may decline, or agree to classic ECN.
+            let right = ace == told(field) || ace == told(CE) && field != 0 || ace < 2;
+            let judged = oracle.clone().delivered(&frame(&with_ace(syn_ack(), ace)), false, None);
+            match right {
+                true => judged.expect("it tells what left"),
+                false => assert_eq!(judged.unwrap_err().rule, Rule::Congestion, "{ace} for {field}"),
+            }
+        }
+    }
 }
 
 #[test]
