@@ -15,7 +15,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use wire::told;
-pub use wire::{CE, Layout, Mode, Options, Segment};
+pub use wire::{CE, Counters, Layout, Mode, Options, Segment};
 
 /// The byte at `offset` of the stream from `source` to `destination`, as every application of the world writes it.
 ///
@@ -101,7 +101,7 @@ pub enum Rule {
     /// A reset has a cause, and a number the receiver accepts.
     Reset,
     /// No ECN flag or codepoint reaches a host that the peer has not sent (RFC 3168), and a count of marks is the peer's, or that of the marks
-    /// which came to the box where the peer does not count (RFC 9768).
+    /// which came to the box where the peer does not count (RFC 9768). Counters of bytes are the peer's, in the very segment that had them.
     Congestion,
     /// An ICMP error quotes its receiver's own segment, in its receiver's own numbers, and is summed up rightly.
     Quote,
@@ -134,6 +134,8 @@ pub struct Ancestor {
     pub echoes: (bool, bool),
     /// Those and AE as a number.
     pub ace: u8,
+    /// The AccECN option.
+    pub counters: Option<Counters>,
     /// The congestion field of its IP header.
     pub ecn: u8,
     /// [`Layers::surroundings`](layers::Layers::surroundings).
@@ -153,6 +155,7 @@ impl From<&Segment<'_>> for Ancestor {
             fragmented: false,
             echoes: (segment.ece, segment.cwr),
             ace: segment.ace(),
+            counters: segment.options.counters,
             ecn: segment.ecn,
             surroundings: segment.surroundings,
         }
@@ -676,6 +679,10 @@ impl Oracle {
             return complain(Rule::Options, "the options cannot be read".into());
         }
         let (receiver, sender) = (segment.destination, segment.source);
+        let said = ancestor.filter(|ancestor| ancestor.source == sender).and_then(|ancestor| ancestor.counters);
+        if segment.options.counters != said {
+            return complain(Rule::Congestion, format!("the AccECN option was {said:?} when it came to the box"));
+        }
         if self.attacked && (self.is_retried(receiver, sender) || self.is_retried(sender, receiver)) {
             // An attacker's segments pass there, and the hosts answer them, as over a cable.
             return Ok(());

@@ -339,6 +339,39 @@ fn count_of_marks_is_the_peers() {
 }
 
 #[test]
+fn counters_of_bytes_are_those_of_the_segment() {
+    let data = stream(server(), client(), 10);
+    let counters = |kind, count, values| Some(Counters { kind, count, values });
+    let sent = [
+        None,
+        counters(Counters::ORDER_0, 0, [0; 3]),
+        counters(Counters::ORDER_0, 3, [1, 20, 0xff_ffff]),
+        counters(Counters::ORDER_1, 1, [1, 0, 0]),
+        counters(Counters::ORDER_1, 3, [1, 20, 0xff_ffff]),
+    ];
+    for said in sent {
+        let mut oracle = accurate(told(0));
+        let mut original = with_ace(server_data(1, &data), UNMARKED);
+        original.options.counters = said;
+        oracle.sent(&frame(&original));
+        for arrives in sent {
+            let mut segment = translated(&original);
+            segment.options.counters = arrives;
+            let judged = oracle.clone_and_deliver(&segment, &original);
+            match arrives == said {
+                true => judged.expect("unchanged"),
+                false => assert_eq!(judged.unwrap_err().rule, Rule::Congestion, "{said:?} became {arrives:?}"),
+            }
+        }
+    }
+    // The box has counted nothing.
+    let mut update = stamped(from_server(COOKIE + 1, Some(ISN.wrapping_add(1))), COOKIE_CLOCK, 101);
+    update.options.counters = sent[2];
+    let update = frame(&with_ace(windowed(update, 30_000 >> 4), UNMARKED));
+    assert_eq!(accurate(told(0)).delivered(&update, false, None).unwrap_err().rule, Rule::Congestion);
+}
+
+#[test]
 fn count_of_marks_that_the_box_makes_up() {
     let update = |ace| {
         let update = stamped(from_server(COOKIE + 1, Some(ISN.wrapping_add(1))), COOKIE_CLOCK, 101);

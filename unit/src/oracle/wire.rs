@@ -4,7 +4,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use etherparse::{NetSlice, SlicedPacket, TcpOptionElement, TransportSlice};
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 
 use super::layers::{Layers, Tags};
 
@@ -125,12 +125,88 @@ pub struct Options {
     pub stamps: Option<(u32, u32)>,
     /// SACK blocks, in their order.
     pub sack: [Option<(u32, u32)>; 4],
+    /// The AccECN option.
+    pub counters: Option<Counters>,
+}
+
+/// The AccECN option (RFC 9768 section 3.2.3): how many bytes of data have come with each ECN field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counters {
+    /// [`Counters::ORDER_0`] or [`Counters::ORDER_1`].
+    pub kind: u8,
+    /// How many counters there are: none to three.
+    pub count: u8,
+    /// The counters of 24 bits; zero where there are fewer.
+    pub values: [u32; 3],
+}
+
+impl Counters {
+    /// The option's kind if the counter of ECT(0) comes first.
+    pub const ORDER_0: u8 = 172;
+    /// The option's kind if that of ECT(1) does.
+    pub const ORDER_1: u8 = 174;
+
+    fn read(kind: u8, body: &[u8]) -> Option<Self> {
+        if !body.len().is_multiple_of(3) || body.len() > 9 {
+            return None;
+        }
+        let mut values = [0; 3];
+        for (value, bytes) in values.iter_mut().zip(body.chunks(3)) {
+            *value = u32::from_be_bytes([0, bytes[0], bytes[1], bytes[2]]);
+        }
+        Some(Self { kind, count: (body.len() / 3) as u8, values })
+    }
+
+    /// The bytes of the option.
+    pub fn write(&self) -> Vec<u8> {
+        let mut bytes = vec![self.kind, 2 + 3 * self.count];
+        let values = &self.values[..usize::from(self.count)];
+        values.iter().for_each(|value| bytes.extend_from_slice(&value.to_be_bytes()[1..]));
+        bytes
+    }
 }
 
 impl Options {
     /// The SACK blocks present.
     pub fn blocks(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
         self.sack.iter().flatten().copied()
+    }
+
+    /// Reads them, and says whether they could be read to their end. What this crate has no name for cannot.
+    fn read(mut bytes: &[u8]) -> (Self, bool) {
+        let mut options = Self::default();
+        while let Some(&kind) = bytes.first() {
+            bytes = match kind {
+                0 => break,
+                1 => &bytes[1..],
+                _ => {
+                    let length = bytes.get(1).map_or(0, |&length| usize::from(length));
+                    let Some(body) = bytes.get(2..length) else { return (options, false) };
+                    if options.take(kind, body).is_none() {
+                        return (options, false);
+                    }
+                    &bytes[length..]
+                }
+            };
+        }
+        (options, true)
+    }
+
+    /// Takes one option, unless it is of another kind or its length is wrong.
+    fn take(&mut self, kind: u8, body: &[u8]) -> Option<()> {
+        let number = |at: usize| Some(u32::from_be_bytes(body.get(at..at + 4)?.try_into().ok()?));
+        match (kind, body.len()) {
+            (2, 2) => self.mss = Some(u16::from_be_bytes([body[0], body[1]])),
+            (3, 1) => self.scale = Some(body[0]),
+            (4, 0) => self.sack_permitted = true,
+            (5, 8 | 16 | 24 | 32) => {
+                self.sack = [0, 8, 16, 24].map(|at| Some((number(at)?, number(at + 4)?)));
+            }
+            (8, 8) => self.stamps = Some((number(0)?, number(4)?)),
+            (Counters::ORDER_0 | Counters::ORDER_1, _) => self.counters = Some(Counters::read(kind, body)?),
+            _ => return None,
+        }
+        Some(())
     }
 }
 
@@ -156,21 +232,7 @@ impl<'a> Segment<'a> {
             }
             NetSlice::Arp(_) => return None,
         };
-        let mut options = Options::default();
-        let mut options_sound = true;
-        for option in tcp.options_iterator() {
-            match option {
-                Ok(TcpOptionElement::Noop) => {}
-                Ok(TcpOptionElement::MaximumSegmentSize(mss)) => options.mss = Some(mss),
-                Ok(TcpOptionElement::WindowScale(scale)) => options.scale = Some(scale),
-                Ok(TcpOptionElement::SelectiveAcknowledgementPermitted) => options.sack_permitted = true,
-                Ok(TcpOptionElement::SelectiveAcknowledgement(first, more)) => {
-                    options.sack = [Some(first), more[0], more[1], more[2]];
-                }
-                Ok(TcpOptionElement::Timestamp(value, echo)) => options.stamps = Some((value, echo)),
-                Err(_) => options_sound = false,
-            }
-        }
+        let (options, options_sound) = Options::read(tcp.options());
         Some(Self {
             source: SocketAddr::new(source, tcp.source_port()),
             destination: SocketAddr::new(destination, tcp.destination_port()),
@@ -347,6 +409,10 @@ impl fmt::Display for Segment<'_> {
         for (left, right) in self.options.blocks() {
             write!(f, " sack {left}..{right}")?;
         }
+        if let Some(counters) = self.options.counters {
+            write!(f, " accecn {}", counters.kind)?;
+            counters.values[..usize::from(counters.count)].iter().try_for_each(|value| write!(f, ":{value}"))?;
+        }
         if self.ecn != 0 {
             write!(f, " {}", ["", "ect1", "ect0", "ce"][usize::from(self.ecn)])?;
         }
@@ -399,6 +465,7 @@ impl Layout {
             }
             parts.push(part);
         }
+        parts.extend(options.counters.map(|counters| counters.write()));
         let need: usize = parts.iter().map(Vec::len).sum();
         let mut spare = need.next_multiple_of(4) - need;
         if matches!(self.0, 2 | 3) {
@@ -485,6 +552,31 @@ mod tests {
     }
 
     #[test]
+    fn options_are_sound_only_if_each_is_as_long_as_its_kind() {
+        let sound: [&[u8]; 7] = [
+            &[],
+            &[2, 4, 5, 0xb4, 0, 9, 9, 9],
+            &[1, 3, 3, 7, 4, 2, 1, 1],
+            &[172, 2, 1, 1],
+            &[172, 5, 0, 0, 1, 1, 1, 1],
+            &[174, 8, 0, 0, 1, 0, 0, 2],
+            &[1, 174, 11, 0, 0, 1, 0, 0, 2, 0, 0, 3],
+        ];
+        sound.iter().for_each(|options| assert!(Options::read(options).1, "{options:?}"));
+        let unsound: [&[u8]; 8] = [
+            &[2],
+            &[2, 1, 1, 1],
+            &[2, 3, 5, 1],
+            &[8, 10, 0, 0],
+            &[5, 6, 0, 0, 0, 0, 1, 1],
+            &[172, 4, 0, 0],
+            &[174, 14, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1],
+            &[99, 2, 1, 1],
+        ];
+        unsound.iter().for_each(|options| assert!(!Options::read(options).1, "{options:?}"));
+    }
+
+    #[test]
     fn what_is_written_reads_back_in_every_layout() {
         for (source, destination) in [("10.0.0.1:7", "10.0.0.2:9"), ("[fd00::1]:7", "[fd00::2]:9")] {
             for layout in 0..Layout::COUNT {
@@ -495,6 +587,7 @@ mod tests {
                 segment.payload = b"odd";
                 segment.options.stamps = Some((1, 2));
                 segment.options.sack[0] = Some((0xffff_ff00, 0x10));
+                segment.options.counters = Some(Counters { kind: 174, count: 2, values: [0xff_ffff, 7, 0] });
                 let frame = segment.write([2; 6], [4; 6], Layout(layout));
                 let mut read = Segment::read(&frame).expect("a segment");
                 assert!(read.sums_right() && read.options_sound, "{read}");

@@ -11,7 +11,7 @@ use super::chance::Chance;
 use super::envelope::Envelope;
 use crate::oracle::icmp::{Error, Trouble};
 use crate::oracle::wire::{CE, ECT0, ECT1, Mode, told};
-use crate::oracle::{Layout, Segment, pattern};
+use crate::oracle::{Counters, Layout, Segment, pattern};
 
 /// The MSS a host announces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub enum Ecn {
     /// As in RFC 3168; a repeated SYN asks no more.
     Classic,
     /// As in RFC 9768: it asks for accurate ECN and answers who does, and falls back to the classic one. In half of all dialects its SYNs and SYN-ACKs
-    /// are ECN-capable too.
+    /// are ECN-capable too; in half of them some of its segments with data bear the AccECN option.
     Accurate,
 }
 
@@ -182,6 +182,10 @@ struct Connection {
     slowed: bool,
     /// One past the highest number sent.
     sent: Option<u32>,
+    /// The MSS the peer has announced.
+    mss_there: Option<u16>,
+    /// Bytes of data received by their congestion field.
+    bytes: [u32; 4],
 }
 
 /// The manners of one host, by connection (local end first).
@@ -222,6 +226,8 @@ impl Tongue {
                 echoing: false,
                 slowed: false,
                 sent: None,
+                mss_there: None,
+                bytes: [0, 1, 1, 0],
             },
         );
     }
@@ -311,7 +317,8 @@ impl Tongue {
         for piece in pieces(&segment, most) {
             let connection =
                 self.connections.get_mut(&(segment.source, segment.destination)).expect("a connection, as just seen");
-            let piece = connection.signal(piece);
+            let mut piece = connection.signal(piece);
+            connection.add_counters(&mut piece, mtu);
             frames.push(rewrite(&frame, &piece, connection.dialect.layout));
         }
         (frames, envelope)
@@ -347,6 +354,7 @@ impl Tongue {
             segment.options.sack_permitted &= connection.dialect.sack;
             connection.sack_there = segment.options.sack_permitted;
             connection.scale_there = segment.options.scale;
+            connection.mss_there = segment.options.mss;
             if !connection.dialect.stamps {
                 segment.options.stamps = None;
             }
@@ -363,6 +371,7 @@ impl Tongue {
             segment.fin = (end.wrapping_sub(edge) as i32) <= 0;
         }
         (segment.ece, segment.cwr, segment.ae, segment.ecn) = (false, false, false, 0);
+        segment.options.counters = None;
         // The stack reads four blocks and writes three; a fourth means nothing to it.
         segment.options.sack[3] = None;
         rewrite(&frame, &segment, Layout::default())
@@ -417,7 +426,7 @@ impl Connection {
         }
         // RFC 3168 section 6.1.5: repeated data is not marked as capable, nor is an acknowledgement alone.
         let speaks = begins && !segment.payload.is_empty();
-        match self.mode.unwrap_or_default() {
+        match self.mode() {
             Mode::None => {}
             Mode::Classic => {
                 segment.ece = self.echoing && segment.ack.is_some();
@@ -457,7 +466,7 @@ impl Connection {
         if segment.rst {
             return;
         }
-        match self.mode.unwrap_or_default() {
+        match self.mode() {
             Mode::None => {}
             Mode::Classic => {
                 self.echoing = segment.ecn == CE || self.echoing && !segment.cwr;
@@ -465,9 +474,44 @@ impl Connection {
             }
             Mode::Accurate => {
                 self.marks += u32::from(segment.ecn == CE);
+                let bytes = &mut self.bytes[usize::from(segment.ecn)];
+                *bytes = bytes.wrapping_add(segment.payload.len() as u32) & 0xff_ffff;
                 self.zeroed.get_or_insert(segment.ace() == 0);
             }
         }
+    }
+
+    /// Has some segments with data bear the AccECN option, in half of all dialects and where it fits.
+    fn add_counters(&self, segment: &mut Segment, mtu: usize) {
+        let (clock, length) = (self.dialect.clock, segment.payload.len());
+        let speaks = self.mode() == Mode::Accurate && length > 0 && !segment.syn && !segment.rst;
+        if !speaks || clock & 4 == 0 || !length.is_multiple_of(2) {
+            return;
+        }
+        // RFC 9768 section 3.2.3: from the last one on, counters may be left out.
+        let count = (clock >> 3 & 3) as u8;
+        let kind = if clock & 32 == 0 { Counters::ORDER_0 } else { Counters::ORDER_1 };
+        let values = match kind {
+            Counters::ORDER_0 => [ECT0, CE, ECT1],
+            _ => [ECT1, CE, ECT0],
+        };
+        let mut values = values.map(|field| self.bytes[usize::from(field)]);
+        values[usize::from(count)..].fill(0);
+        let counters = Counters { kind, count, values };
+        // The stack has sized its segments without. What every host of the world can send, and its peer takes, is no longer.
+        const MSS: u16 = 1220;
+        let header = if segment.source.is_ipv6() { 60 } else { 40 };
+        let most = usize::from(self.mss_there.unwrap_or(536).min(MSS)).min(mtu.saturating_sub(header));
+        let blocks = segment.options.blocks().count();
+        let options = counters.write().len() + 12 + if blocks > 0 { 2 + 8 * blocks } else { 0 };
+        if options <= 40 && length + options.next_multiple_of(4) <= most {
+            segment.options.counters = Some(counters);
+        }
+    }
+
+    /// What both have agreed on.
+    fn mode(&self) -> Mode {
+        self.mode.unwrap_or_default()
     }
 
     /// Completes the one block the stack reports: a D-SACK before it, blocks reported earlier behind it.
