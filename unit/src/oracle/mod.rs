@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 
+use layers::{Tag, Tags, networks};
 use wire::told;
 pub use wire::{CE, Counters, Layout, Mode, Options, Segment};
 
@@ -107,7 +108,7 @@ pub enum Rule {
     Quote,
     /// What surrounds a segment that passes the box (stations, tags, IP header and options) stays as it was.
     Surroundings,
-    /// What the box says in a host's name has the hop limit and the class of that host's segments (RFC 5082, RFC 2474).
+    /// What the box says in a host's name has a hop limit and a class of that host's segments (RFC 5082, RFC 2474).
     Voice,
 }
 
@@ -162,6 +163,46 @@ impl From<&Segment<'_>> for Ancestor {
     }
 }
 
+/// Hop limits and classes.
+#[derive(Clone, Debug, Default)]
+struct Voice {
+    hops: BTreeSet<u8>,
+    classes: BTreeSet<u8>,
+}
+
+impl Voice {
+    fn note(&mut self, hops: u8, class: u8) {
+        self.hops.insert(hops);
+        self.classes.insert(class);
+    }
+}
+
+/// What the box can know of an end by a segment that it has taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    source: SocketAddr,
+    destination: SocketAddr,
+    seq: u32,
+    syn: bool,
+    answers: bool,
+    hops: u8,
+    class: u8,
+    tags: Tags,
+    /// Whether a bit of it was turned over, and whether an off-path attacker made it.
+    corrupt: bool,
+    forged: bool,
+}
+
+impl Taken {
+    /// What this frame says, if it is a segment; a damaged one of which no checksum tells is one.
+    pub fn read(frame: &[u8], corrupt: bool, forged: bool) -> Option<Self> {
+        let segment = Segment::read(frame).filter(Segment::sums_right)?;
+        let Segment { source, destination, seq, syn, hops, class, tags, .. } = segment;
+        let answers = segment.ack.is_some();
+        Some(Self { source, destination, seq, syn, answers, hops, class, tags, corrupt, forged })
+    }
+}
+
 /// What one host has sent and received in one connection. Positions are counted from the SYN, which is 0.
 #[derive(Clone, Debug, Default)]
 struct End {
@@ -202,7 +243,9 @@ struct End {
     blocks: BTreeSet<(i64, i64)>,
     stamps: BTreeSet<u32>,
     /// Hop limits and classes of what it has sent.
-    voices: BTreeSet<(u8, u8)>,
+    voice: Voice,
+    /// A SYN-ACK of it has come to the box.
+    answered: bool,
     /// Positions where a keepalive carried a byte that is none of the stream's.
     garbage: BTreeSet<i64>,
     reset: bool,
@@ -294,6 +337,12 @@ pub struct Oracle {
     retried: Vec<(SocketAddr, SocketAddr, u64)>,
     /// Hosts behind a link that takes only so long packets.
     narrow: BTreeMap<std::net::IpAddr, usize>,
+    /// What the SYN-ACKs of hosts that have come to the box had, and the classes of the SYNs, by (sender, receiver), forged ones too.
+    shown: BTreeMap<std::net::IpAddr, Voice>,
+    asked: BTreeMap<(SocketAddr, SocketAddr), BTreeSet<u8>>,
+    /// Whether the box forgets no server, and those that it knows, by their networks.
+    remembers: bool,
+    known: BTreeSet<(SocketAddr, Vec<Tag>)>,
     judged: u64,
     /// The world's clock in microseconds.
     now: u64,
@@ -320,6 +369,10 @@ impl Oracle {
             attacked: false,
             retried: Vec::new(),
             narrow: BTreeMap::new(),
+            shown: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            remembers: false,
+            known: BTreeSet::new(),
             judged: 0,
             now: 0,
         }
@@ -342,6 +395,11 @@ impl Oracle {
     /// had sized without.
     pub fn changes_mind(&mut self, server: SocketAddr) {
         self.changing.insert(server);
+    }
+
+    /// Says that the box forgets nothing of servers that have answered: it has room for all of them, and is not replaced.
+    pub fn remember_servers(&mut self) {
+        self.remembers = true;
     }
 
     /// Lets the box promise clients so many bytes before their servers have (an early handshake): it keeps what comes.
@@ -444,10 +502,37 @@ impl Oracle {
         }
     }
 
-    /// Takes note of what leaves the box, and judges the count of marks in it where that is the box's own: a peer of another kind does not count.
+    /// Takes note of a segment that the box has taken.
+    pub fn took(&mut self, taken: &Taken) {
+        let &Taken { source, destination, hops, class, .. } = taken;
+        if taken.syn && !taken.answers {
+            self.asked.entry((source, destination)).or_default().insert(class);
+        }
+        if taken.forged {
+            return;
+        }
+        let is_answer = taken.syn && taken.answers;
+        if is_answer {
+            self.shown.entry(source.ip()).or_default().note(hops, class);
+            // One that comes to a client which has reset the connection teaches nothing.
+            let is_reset = self.ends.get(&(destination, source)).is_some_and(|end| end.reset);
+            if self.remembers && !is_reset && self.proxied(destination, source) {
+                self.known.insert((source, networks(taken.tags)));
+            }
+        }
+        let Some(end) = self.ends.get_mut(&(source, destination)) else { return };
+        end.answered |= is_answer && end.isn == Some(taken.seq);
+        if taken.corrupt {
+            // Of an IPv6 header nobody can tell.
+            end.voice.note(hops, class);
+        }
+    }
+
+    /// Takes note of what leaves the box. Judges the hop limit and the class of what the box says in a host's name, by what it can know by now, and
+    /// the count of marks where that is the box's own: a peer of another kind does not count.
     ///
     /// # Errors
-    /// The count is not that of the marks which came.
+    /// It has another hop limit or class than that host's, or the count is not that of the marks which came.
     pub fn passed(&mut self, frame: &[u8], corrupt: bool, ancestor: Option<Ancestor>) -> Result<(), Complaint> {
         if let Some(ancestor) = ancestor.filter(|ancestor| ancestor.fragmented) {
             let ends = self.ends.iter_mut().filter(|((source, _), _)| *source == ancestor.source);
@@ -461,6 +546,9 @@ impl Oracle {
             self.bridged.remove(&(segment.destination, segment.source));
         } else if self.retries && is_same && segment.syn && segment.ack.is_none() {
             self.judge_retry(&segment)?;
+        }
+        if !corrupt {
+            self.judge_voice(&segment, ancestor)?;
         }
         let passes = ancestor.filter(|ancestor| !ancestor.syn && !ancestor.forged && ancestor.source == segment.source);
         if let Some(end) = self.ends.get_mut(&(segment.source, segment.destination)) {
@@ -495,6 +583,56 @@ impl Oracle {
         Err(Complaint { rule: Rule::Congestion, detail })
     }
 
+    /// Judges the hop limit and the class of what comes in a host's name and not from it.
+    fn judge_voice(&self, segment: &Segment, ancestor: Option<Ancestor>) -> Result<(), Complaint> {
+        let (receiver, sender) = (segment.destination, segment.source);
+        // A client's acknowledgement becomes the SYN to its server, and a SYN-ACK the update that opens the window.
+        let is_image = ancestor.is_some_and(|ancestor| {
+            let is_same = (ancestor.syn, ancestor.rst) == (segment.syn, segment.rst);
+            ancestor.source == sender && is_same || ancestor.forged
+        });
+        if is_image || self.attacked && (self.is_retried(receiver, sender) || self.is_retried(sender, receiver)) {
+            return Ok(());
+        }
+        let (none, silent) = (End::default(), Voice::default());
+        let [end, peer] = [(receiver, sender), (sender, receiver)].map(|ends| self.ends.get(&ends).unwrap_or(&none));
+        let from_server = self.is_inward(receiver, sender);
+        // What is known of a server from its other connections.
+        let shown = self.shown.get(&sender.ip()).filter(|_| from_server).unwrap_or(&silent);
+        let (hops, class) = (segment.hops, segment.class);
+        let unknown = !peer.active && !peer.answered;
+        // The SYN-ACK of a service is the box's, whichever server is chosen, and so is what it says to a client whose connection it has forgotten.
+        let is_served = from_server && self.kept > 0 && SERVED.contains(&sender.port());
+        let is_own = segment.syn || segment.rst && (unknown || segment.ack.is_none());
+        if is_served && hops == SERVICE_HOPS && is_own {
+            return Ok(());
+        }
+        // Until its server has answered, the box speaks for it with the largest hop limit, which no receiver takes for too low. What it says of no
+        // connection is by what it knows of the server; of a client it then knows nothing.
+        let forgotten = from_server && (segment.syn || segment.rst) || self.is_inward(sender, receiver) && segment.rst;
+        let is_known = !is_served && self.known.contains(&(sender, networks(segment.tags)));
+        let has_hops = peer.voice.hops.contains(&hops)
+            || shown.hops.contains(&hops)
+            || hops == u8::MAX && (unknown || forgotten) && !is_known;
+        let is_syn = segment.syn && segment.ack.is_none();
+        // A server may answer with the class of the SYN, and a reset has that of what it answers.
+        let reflects = !is_syn && (unknown || forgotten) || segment.rst;
+        let asked = self.asked.get(&(receiver, sender)).is_some_and(|asked| asked.contains(&class));
+        let has_class = peer.voice.classes.contains(&class)
+            || shown.classes.contains(&class)
+            || reflects && (asked || end.voice.classes.contains(&class))
+            // Before a service knows the server, its class is nobody's.
+            || is_served && unknown && hops == u8::MAX;
+        if has_hops && has_class {
+            return Ok(());
+        }
+        let detail = format!(
+            "hop limit {hops} and class {class}, where the peer has {:?}, and {:?} in other SYN-ACKs\n  {segment}",
+            peer.voice, shown
+        );
+        Err(Complaint { rule: Rule::Voice, detail })
+    }
+
     /// Says what time it is, in microseconds.
     pub fn set_time(&mut self, now: u64) {
         self.now = now;
@@ -507,10 +645,14 @@ impl Oracle {
 
     /// Whether TCP between these two passes a box that answers for the receiver of the SYN.
     fn proxied(&self, client: SocketAddr, server: SocketAddr) -> bool {
+        self.is_inward(client, server) && !self.bridged.contains(&(client, server))
+    }
+
+    /// Whether there is a proxy between the two, with the second behind it.
+    fn is_inward(&self, client: SocketAddr, server: SocketAddr) -> bool {
         self.between == Between::Proxy
             && self.protected.contains(&server.ip())
             && !self.protected.contains(&client.ip())
-            && !self.bridged.contains(&(client, server))
     }
 
     /// Takes note of what a host puts on its cable.
@@ -587,7 +729,7 @@ impl Oracle {
         if let Some((value, _)) = segment.options.stamps {
             end.stamps.insert(value);
         }
-        end.voices.insert((segment.hops, segment.class));
+        end.voice.note(segment.hops, segment.class);
         if let Some(peer_isn) = end.peer_isn {
             for (left, right) in segment.options.blocks() {
                 end.blocks.insert((position(left, peer_isn), position(right, peer_isn)));
@@ -697,7 +839,6 @@ impl Oracle {
         let early = if from_server || across { self.early } else { 0 }.max(kept);
         let now = self.now;
         let end = self.ends.entry((receiver, sender)).or_default();
-        judge_voice(&segment, &peer, ancestor, kept > 0)?;
 
         if ancestor.is_some_and(|ancestor| ancestor.forged) {
             // Without the box it would arrive as well, and on connections that the box only watches it may.
@@ -985,26 +1126,6 @@ fn judge_offer(segment: &Segment, offer: &Options, said: Option<&Options>) -> Re
 
 /// The hop limit of what a service says by itself.
 const SERVICE_HOPS: u8 = 64;
-
-/// What comes in a host's name and not from it has the hop limit and the class of what that host has sent, or the largest hop limit.
-fn judge_voice(segment: &Segment, peer: &End, ancestor: Option<Ancestor>, is_served: bool) -> Result<(), Complaint> {
-    let passed = ancestor.is_some_and(|ancestor| ancestor.source == segment.source && !ancestor.syn || ancestor.forged);
-    // A reset has the class of what it answers, and a SYN-ACK one that its server showed to others.
-    // So has what the box says of its own before it knows the server of a service.
-    let any_class = segment.rst || segment.syn || is_served && segment.hops == u8::MAX;
-    let known = |(hops, class): &(u8, u8)| {
-        (*hops == segment.hops || segment.hops == u8::MAX) && (any_class || *class == segment.class)
-    };
-    // The SYN-ACK of a service is the box's, whichever server is chosen. So is what it says to a client whose connection it has forgotten: it
-    // cannot know which server that was.
-    let is_own = is_served && (segment.syn || segment.rst && segment.ack.is_none() && segment.hops == SERVICE_HOPS);
-    if passed || is_own || peer.voices.is_empty() || peer.voices.iter().any(known) {
-        return Ok(());
-    }
-    let (hops, class) = (segment.hops, segment.class);
-    let detail = format!("hop limit {hops} and class {class}, where the peer has {:?}\n  {segment}", peer.voices);
-    Err(Complaint { rule: Rule::Voice, detail })
-}
 
 fn judge_stamps(
     segment: &Segment,

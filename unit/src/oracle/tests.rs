@@ -296,6 +296,63 @@ fn errors_quote_the_receivers_own_numbers() {
 }
 
 #[test]
+fn hop_limit_and_class_of_another() {
+    let voice = |segment: Segment<'static>, hops, class| Segment { hops, class, ..segment };
+    let judge = |oracle: &Oracle, segment: &Segment, is_right: bool| {
+        let judged = oracle.clone().passed(&frame(segment), false, None);
+        match is_right {
+            true => judged.unwrap_or_else(|complaint| panic!("{complaint}")),
+            false => assert_eq!(judged.expect_err("must complain").rule, Rule::Voice, "{segment}"),
+        }
+    };
+    let answer = |oracle: &mut Oracle, segment: &Segment| {
+        oracle.sent(&frame(segment));
+        oracle.took(&Taken::read(&frame(segment), false, false).expect("a SYN-ACK"));
+    };
+    let mut oracle = Oracle::new(Between::Proxy, [server().ip()]);
+    oracle.remember_servers();
+    oracle.sent(&frame(&voice(syn(), 50, 0x28)));
+    // Nothing is known of the server: the largest hop limit, and the class of the SYN.
+    for (hops, class, is_right) in [(255, 0x28, true), (255, 0, false), (64, 0x28, false), (50, 0x28, false)] {
+        judge(&oracle, &voice(syn_ack(), hops, class), is_right);
+    }
+    // To another client it has answered.
+    let mut known = oracle.clone();
+    let other = SocketAddr::new(client().ip(), 1);
+    answer(&mut known, &Segment { destination: other, ..voice(server_answers(), 61, 0xb8) });
+    for (hops, class, is_right) in
+        [(61, 0xb8, true), (61, 0x28, true), (61, 0, false), (60, 0xb8, false), (255, 0x28, false)]
+    {
+        judge(&known, &voice(syn_ack(), hops, class), is_right);
+    }
+    // The client's hop limit and class, in whatever is said in its name.
+    let ack = windowed(stamped(from_client(ISN.wrapping_add(1), Some(COOKIE + 1)), 101, COOKIE_CLOCK), 500);
+    oracle.sent(&frame(&voice(ack, 50, 0x28)));
+    let voices = [(50, 0x28, true), (50, 0, false), (50, 0xb8, false), (51, 0x28, false), (255, 0x28, false)];
+    for (hops, class, is_right) in voices {
+        judge(&oracle, &voice(server_syn(), hops, class), is_right);
+    }
+    // The server answers, with a class of its own: from then on it has its own hop limit.
+    answer(&mut oracle, &voice(server_answers(), 61, 0xb8));
+    let last = windowed(stamped(from_client(ISN.wrapping_add(1), Some(SERVER_ISN + 1)), 101, SERVER_CLOCK), 500);
+    for (hops, class, is_right) in voices {
+        judge(&oracle, &voice(last.clone(), hops, class), is_right);
+    }
+    let update = windowed(stamped(from_server(COOKIE + 1, Some(ISN.wrapping_add(1))), COOKIE_CLOCK, 101), 30_000 >> 4);
+    for (hops, class, is_right) in [(61, 0xb8, true), (61, 0x28, false), (61, 0, false), (255, 0xb8, false)] {
+        judge(&oracle, &voice(update.clone(), hops, class), is_right);
+    }
+    // A reset may have the class of what it answers.
+    let reset = Segment { rst: true, ..update };
+    for (hops, class, is_right) in [(61, 0xb8, true), (61, 0x28, true), (61, 0, false), (255, 0xb8, false)] {
+        judge(&oracle, &voice(reset.clone(), hops, class), is_right);
+    }
+    // A route that has become longer.
+    oracle.sent(&frame(&voice(server_data(1, &[]), 60, 0xb8)));
+    judge(&oracle, &voice(reset, 60, 0xb8), true);
+}
+
+#[test]
 fn another_station_speaks() {
     let data = stream(server(), client(), 10);
     let mut oracle = joined();

@@ -304,7 +304,7 @@ impl<'a> Segment<'a> {
             ip_sum_right: true,
             tcp_sum_right: true,
             frame_len: 0,
-            hops: 0,
+            hops: 64,
             class: 0,
             tags: [None; 2],
             surroundings: 0,
@@ -326,9 +326,9 @@ impl<'a> Segment<'a> {
         frame.extend_from_slice(&source_mac);
         let pseudo = match (self.source.ip(), self.destination.ip()) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                frame.extend_from_slice(&[0x08, 0x00, 0x45, self.ecn]);
+                frame.extend_from_slice(&[0x08, 0x00, 0x45, self.class | self.ecn]);
                 frame.extend_from_slice(&((20 + tcp_len) as u16).to_be_bytes());
-                frame.extend_from_slice(&[0, 0, 0x40, 0, 64, 6, 0, 0]);
+                frame.extend_from_slice(&[0, 0, 0x40, 0, self.hops, 6, 0, 0]);
                 frame.extend_from_slice(&source.octets());
                 frame.extend_from_slice(&destination.octets());
                 let sum = fold(sum(&frame[14..34], 0));
@@ -336,9 +336,10 @@ impl<'a> Segment<'a> {
                 sum_of_pseudo(&frame[26..34], tcp_len)
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
-                frame.extend_from_slice(&[0x86, 0xdd, 0x60, self.ecn << 4, 0, 0]);
+                let class = self.class | self.ecn;
+                frame.extend_from_slice(&[0x86, 0xdd, 0x60 | class >> 4, class << 4, 0, 0]);
                 frame.extend_from_slice(&(tcp_len as u16).to_be_bytes());
-                frame.extend_from_slice(&[6, 64]);
+                frame.extend_from_slice(&[6, self.hops]);
                 frame.extend_from_slice(&source.octets());
                 frame.extend_from_slice(&destination.octets());
                 sum_of_pseudo(&frame[22..54], tcp_len)
@@ -415,6 +416,9 @@ impl fmt::Display for Segment<'_> {
         }
         if self.ecn != 0 {
             write!(f, " {}", ["", "ect1", "ect0", "ce"][usize::from(self.ecn)])?;
+        }
+        if (self.hops, self.class) != (64, 0) {
+            write!(f, " hops {} class {:02x}", self.hops, self.class)?;
         }
         for (protocol, control) in self.tags.iter().flatten() {
             write!(f, " tag {protocol:04x}:{control:04x}")?;
@@ -582,7 +586,7 @@ mod tests {
             for layout in 0..Layout::COUNT {
                 let mut segment =
                     Segment::new(source.parse().unwrap(), destination.parse().unwrap(), 0xffff_fff0, Some(17));
-                segment.window = 512;
+                (segment.window, segment.hops, segment.class) = (512, 61, 0xb8);
                 (segment.psh, segment.ece, segment.cwr, segment.ecn) = (true, true, true, CE);
                 segment.payload = b"odd";
                 segment.options.stamps = Some((1, 2));
@@ -591,7 +595,7 @@ mod tests {
                 let frame = segment.write([2; 6], [4; 6], Layout(layout));
                 let mut read = Segment::read(&frame).expect("a segment");
                 assert!(read.sums_right() && read.options_sound, "{read}");
-                (read.frame_len, read.options_len, read.surroundings, read.hops) = (0, 0, 0, 0);
+                (read.frame_len, read.options_len, read.surroundings) = (0, 0, 0);
                 assert_eq!(read, segment);
 
                 let mut syn = Segment::new(source.parse().unwrap(), destination.parse().unwrap(), 1, None);
@@ -600,7 +604,7 @@ mod tests {
                 let frame = syn.write([2; 6], [4; 6], Layout(layout));
                 let mut read = Segment::read(&frame).expect("a segment");
                 assert!(read.sums_right() && read.options_sound, "{read}");
-                (read.frame_len, read.options_len, read.surroundings, read.hops) = (0, 0, 0, 0);
+                (read.frame_len, read.options_len, read.surroundings) = (0, 0, 0);
                 assert_eq!(read, syn);
             }
         }

@@ -11,7 +11,7 @@ use tcpstate::{
 
 use super::served::Served;
 use crate::oracle::layers::Layers;
-use crate::oracle::{Ancestor, Segment};
+use crate::oracle::{Ancestor, Segment, Taken};
 
 /// Bytes of a buffer, and of the room before a frame in it.
 const BUFFER: usize = 2048;
@@ -29,6 +29,8 @@ pub struct Frame {
     tail: Vec<u8>,
     corrupt: bool,
     ancestor: Option<Ancestor>,
+    /// What the engine can know by it.
+    taken: Option<Taken>,
 }
 
 impl Frame {
@@ -41,6 +43,7 @@ impl Frame {
             tail: Vec::new(),
             corrupt: false,
             ancestor: None,
+            taken: None,
         }
     }
 
@@ -76,6 +79,8 @@ pub struct Sent {
     pub corrupt: bool,
     /// What it was when it came, unless the box made it.
     pub ancestor: Option<Ancestor>,
+    /// What the engine has taken since what it sent before.
+    pub taken: Vec<Taken>,
 }
 
 /// How the box is built.
@@ -135,6 +140,8 @@ pub struct Appliance {
     former: Vec<Counters>,
     /// Whether it is told to answer SYNs.
     engaged: bool,
+    /// What it has taken since it last sent something.
+    taken: Vec<Taken>,
 }
 
 /// The engine's own segments take spare frames of the pool.
@@ -183,6 +190,7 @@ impl Appliance {
             guessed: false,
             former: Vec::new(),
             engaged: false,
+            taken: Vec::new(),
         }
     }
 
@@ -209,6 +217,7 @@ impl Appliance {
         };
         frame.start = HEADROOM;
         frame.ancestor = ancestor(bytes, forged);
+        frame.taken = Taken::read(bytes, corrupt, forged);
         let mut bytes = bytes.to_vec();
         if let Some(served) = &mut self.build.served {
             served.enter(side, &mut bytes, corrupt);
@@ -252,6 +261,8 @@ impl Appliance {
             }
         }
         let mut out = Vec::new();
+        // With how much had been sent before.
+        let mut taken: Vec<_> = std::mem::take(&mut self.taken).into_iter().map(|taken| (0, taken)).collect();
         for side in Side::BOTH {
             let ring = &mut self.rings[side as usize];
             let count = ring.len().min(self.build.batch);
@@ -276,6 +287,7 @@ impl Appliance {
             for (mut frame, meta) in batch.into_iter().zip(&metas) {
                 let proofs = self.proxy.counters().happened(Event::CookieGood);
                 let forged = frame.ancestor.is_some_and(|ancestor| ancestor.forged);
+                taken.extend(frame.taken.take().map(|taken| (out.len(), taken)));
                 let mut head = frame.head();
                 let mut spare = Spare { pool: &mut self.pool, out: &mut out };
                 let verdict = self.proxy.on_frame(side, meta, &mut head, time, &mut spare);
@@ -313,8 +325,17 @@ impl Appliance {
         }
         let mut sent: Vec<Sent> = out
             .iter()
-            .map(|(to, frame)| Sent { to: *to, bytes: frame.bytes(), corrupt: frame.corrupt, ancestor: frame.ancestor })
+            .map(|(to, frame)| Sent {
+                to: *to,
+                bytes: frame.bytes(),
+                corrupt: frame.corrupt,
+                ancestor: frame.ancestor,
+                taken: Vec::new(),
+            })
             .collect();
+        for (before, taken) in taken {
+            sent.get_mut(before).map_or(&mut self.taken, |sent| &mut sent.taken).push(taken);
+        }
         if let Some(served) = &mut self.build.served {
             let proxy = &self.proxy;
             sent.iter_mut().for_each(|sent| served.leave(sent.to, &mut sent.bytes, |own| client_of(proxy, own, time)));

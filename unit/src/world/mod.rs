@@ -308,6 +308,10 @@ impl World {
         if !scenario.build.config.closed_memory.is_zero() && scenario.build.config.retries > 0 {
             oracle.let_retry(scenario.noise.interval > 0 && !mode.quiet);
         }
+        let is_replaced = scenario.build.bridge_until > 0 || !scenario.build.restarts.is_empty();
+        if scenario.build.config.learn_capacity >= 1024 && !is_replaced {
+            oracle.remember_servers();
+        }
         if scenario.build.config.handshake == Handshake::Early {
             oracle.promise_early(scenario.build.config.early_window);
         }
@@ -732,7 +736,8 @@ impl World {
             self.oracle.begin_anew();
         }
         self.box_turn = self.appliance.next_turn(now);
-        for Sent { to, bytes, corrupt, ancestor } in sent {
+        for Sent { to, bytes, corrupt, ancestor, taken } in sent {
+            taken.iter().for_each(|taken| self.oracle.took(taken));
             self.note(Place::BoxSends, to, corrupt, &bytes);
             self.oracle.passed(&bytes, corrupt, ancestor).map_err(|complaint| complaint.to_string())?;
             match self.route(to, true, &bytes) {
