@@ -225,8 +225,8 @@ struct End {
     again: bool,
     peer_isn: Option<u32>,
     peer_offer: Options,
-    /// SYNs that reached the host before it chose one.
-    offered: Vec<(u32, Options)>,
+    /// SYNs that reached the host before it chose one, with their three flags.
+    offered: Vec<(u32, Options, u8)>,
     /// One past the last position sent.
     edge: i64,
     /// The highest position of the peer acknowledged; 0 before the first.
@@ -698,11 +698,13 @@ impl Oracle {
             if let (false, Some(ack)) = (end.active, segment.ack) {
                 let isn = ack.wrapping_sub(1);
                 end.peer_isn = Some(isn);
-                if let Some((_, options)) = end.offered.iter().rev().find(|(seq, _)| *seq == isn) {
+                let chosen = end.offered.iter().rev().filter(|(seq, ..)| *seq == isn);
+                if let Some((_, options, _)) = chosen.clone().next() {
                     end.peer_offer = *options;
                 }
-                let agreed = [Mode::None, Mode::Classic, Mode::Accurate][usize::from(segment.ace().min(2))];
-                end.mode = end.mode.or(Some(agreed));
+                // A server may still hold an older SYN than the last.
+                let asked = chosen.map(|(.., ace)| Mode::asked(*ace)).max().unwrap_or(Mode::Accurate);
+                end.mode = end.mode.or(Some(asked.agreed(segment.ace())));
             } else {
                 end.wanted = end.wanted.max(Mode::asked(segment.ace()));
             }
@@ -869,13 +871,18 @@ impl Oracle {
             if 1 + i64::from(segment.window) > peer.granted {
                 return complain(Rule::Window, format!("the client promised up to {}", peer.granted));
             }
-            if !matches!(segment.ace(), 0 | 3 | 7) || Mode::asked(segment.ace()) > peer.wanted {
+            let is_lawful = match ancestor.filter(|ancestor| ancestor.syn && ancestor.source == sender) {
+                // What the client's own SYN asks for, be it by a reserved combination.
+                Some(ancestor) => segment.ace() == ancestor.ace,
+                None => matches!(segment.ace(), 0 | 3 | 7) && Mode::asked(segment.ace()) <= peer.wanted,
+            };
+            if !is_lawful {
                 return complain(Rule::Congestion, "a SYN asks for ECN, which the client never did, or not so".into());
             }
             if segment.ecn != 0 && !ancestor.is_some_and(|ancestor| ancestor.syn && ancestor.ecn != 0) {
                 return complain(Rule::Congestion, "a SYN is marked as capable".into());
             }
-            end.offered.push((segment.seq, segment.options));
+            end.offered.push((segment.seq, segment.options, segment.ace()));
             return Ok(());
         }
         let Some(isn) = end.isn else {
@@ -923,7 +930,10 @@ impl Oracle {
                 return complain(Rule::Amplification, format!("{} bytes for {}", segment.frame_len, end.syn_len));
             }
             judge_offer(&segment, &end.offer, peer.isn.is_some().then_some(&peer.offer))?;
+            let answer = ancestor.filter(|ancestor| ancestor.syn && ancestor.source == sender && !peer.active);
             let lawful = match (end.wanted, segment.ace()) {
+                // What its server says is lawful, be it broken.
+                (_, ace) if answer.is_some() => answer.is_some_and(|answer| answer.ace == ace),
                 (_, 0) | (Mode::Classic | Mode::Accurate, 1) => true,
                 // It tells how a SYN of this host arrived: as it left, or with a mark.
                 (Mode::Accurate, ace) => {

@@ -481,6 +481,47 @@ fn syn_ack_that_tells_another_field_than_the_syn_left_with() {
 }
 
 #[test]
+fn reserved_combinations_come_from_hosts_alone() {
+    for said in 0..8 {
+        // A SYN and its answer that pass.
+        let mut oracle = Oracle::new(Between::Proxy, [server().ip()]);
+        oracle.bridge(client(), server());
+        let asks = with_ace(syn(), said);
+        oracle.sent(&frame(&asks));
+        let mut answered = oracle.clone();
+        answered.delivered(&frame(&asks), false, Some(ancestor_of(&asks))).unwrap();
+        let answers = with_ace(stamped(server_answers(), SERVER_CLOCK, 100), said);
+        answered.sent(&frame(&answers));
+        for arrives in 0..8 {
+            for (oracle, segment) in [(&oracle, &asks), (&answered, &answers)] {
+                match oracle.clone_and_deliver(&with_ace(segment.clone(), arrives), segment) {
+                    Ok(()) => assert_eq!(arrives, said),
+                    Err(complaint) => assert!(complaint.rule == Rule::Congestion && arrives != said, "{complaint}"),
+                }
+            }
+        }
+        // The box's own SYN asks by one of the three combinations that mean something, and for no more than the client did.
+        let mut oracle = Oracle::new(Between::Proxy, [server().ip()]);
+        oracle.sent(&frame(&asks));
+        oracle.delivered(&frame(&syn_ack()), false, None).unwrap();
+        oracle.sent(&frame(&stamped(from_client(ISN.wrapping_add(1), Some(COOKIE + 1)), 101, COOKIE_CLOCK)));
+        for arrives in 0..8 {
+            let syn = windowed(with_ace(server_syn(), arrives), 0);
+            let is_right = match arrives {
+                0 => true,
+                3 => said != 0,
+                7 => !matches!(said, 0 | 3),
+                _ => false,
+            };
+            match oracle.clone().delivered(&frame(&syn), false, None) {
+                Ok(()) => assert!(is_right, "{arrives} for {said}"),
+                Err(complaint) => assert!(complaint.rule == Rule::Congestion && !is_right, "{complaint}"),
+            }
+        }
+    }
+}
+
+#[test]
 fn clock_that_steps_back_between_two_connections() {
     let again = |value| {
         let mut oracle = joined();

@@ -34,15 +34,40 @@ pub enum Ecn {
     /// As in RFC 9768: it asks for accurate ECN and answers who does, and falls back to the classic one. In half of all dialects its SYNs and SYN-ACKs
     /// are ECN-capable too; in half of them some of its segments with data bear the AccECN option.
     Accurate,
+    /// The same, but its SYNs ask by a combination that is reserved.
+    Reserved,
+    /// As in RFC 3540: classic, with a SYN-ACK whose nonce sum is one.
+    Nonce,
+    /// Not at all, but its SYN-ACKs have the bits of the SYN in all that is reserved (the broken servers of RFC 9768 section 3.1.2).
+    Broken,
 }
 
 impl Ecn {
+    /// Most hosts know the classic kind, the accurate one or none; a few are strange.
+    const DRAWN: [Ecn; 18] = {
+        use Ecn::{Accurate, Broken, Classic, Nonce, None, Reserved};
+        [
+            None, None, None, None, None, Classic, Classic, Classic, Classic, Classic, Accurate, Accurate, Accurate,
+            Accurate, Accurate, Reserved, Nonce, Broken,
+        ]
+    };
+
     /// The most it agrees to.
     fn mode(self) -> Mode {
         match self {
-            Ecn::None => Mode::None,
-            Ecn::Classic => Mode::Classic,
-            Ecn::Accurate => Mode::Accurate,
+            Ecn::None | Ecn::Broken => Mode::None,
+            Ecn::Classic | Ecn::Nonce => Mode::Classic,
+            Ecn::Accurate | Ecn::Reserved => Mode::Accurate,
+        }
+    }
+
+    /// What it goes on with as a server, where a SYN has these three flags.
+    fn answers(self, asked: u8) -> Mode {
+        match self.mode() {
+            Mode::Accurate => Mode::asked(asked),
+            // It knows two flags and takes the third for a reserved bit.
+            Mode::Classic if asked & 3 == 3 => Mode::Classic,
+            _ => Mode::None,
         }
     }
 }
@@ -97,7 +122,7 @@ impl Dialect {
                 _ => Announced::Own,
             },
             shift: chance.one_in(2, 3).then(|| chance.within(0..15) as u8),
-            ecn: *chance.pick(&[Ecn::None, Ecn::Classic, Ecn::Accurate]),
+            ecn: *chance.pick(&Ecn::DRAWN),
             envelope: Envelope::draw(chance),
         }
     }
@@ -164,8 +189,8 @@ struct Connection {
     reported: Vec<(u32, u32)>,
     /// How many SYNs have been sent.
     syns: u32,
-    /// What the peer's first SYN asked for.
-    asked_there: Option<Mode>,
+    /// The three flags of the peer's first SYN.
+    asked_there: Option<u8>,
     /// What both have agreed on, by the first SYN that came or the first SYN-ACK.
     mode: Option<Mode>,
     /// The congestion field of the peer's last SYN or SYN-ACK.
@@ -399,11 +424,19 @@ impl Connection {
         if segment.ack.is_none() {
             // RFC 3168 section 6.1.1.1 and RFC 9768 section 3.1.4.1: a host that gets no answer may ask without.
             let asks = if self.syns <= 2 { most } else { Mode::None };
-            segment.set_ace([0, 3, 7][asks as usize]);
+            // RFC 9768 section 3.1.3: whatever is reserved asks as well.
+            let accurate = match dialect.ecn {
+                Ecn::Reserved => [1, 2, 4, 5, 6][(dialect.clock >> 6) as usize % 5],
+                _ => 7,
+            };
+            segment.set_ace([0, 3, accurate][asks as usize]);
             segment.ecn = if asks == Mode::Accurate { field } else { 0 };
         } else {
-            let mode = *self.mode.get_or_insert(self.asked_there.unwrap_or_default().min(most));
-            segment.set_ace([0, 1, told(self.field_there)][mode as usize]);
+            let asked = self.asked_there.unwrap_or_default();
+            let mode = *self.mode.get_or_insert(dialect.ecn.answers(asked));
+            let classic = if dialect.ecn == Ecn::Nonce { 5 } else { 1 };
+            let none = if dialect.ecn == Ecn::Broken && asked & 3 == 3 { asked } else { 0 };
+            segment.set_ace([none, classic, told(self.field_there)][mode as usize]);
             segment.ecn = if mode == Mode::Accurate { field } else { 0 };
         }
     }
@@ -453,7 +486,7 @@ impl Connection {
         if segment.syn {
             self.field_there = segment.ecn;
             if segment.ack.is_none() {
-                self.asked_there.get_or_insert(Mode::asked(segment.ace()));
+                self.asked_there.get_or_insert(segment.ace());
                 return;
             }
             self.answers = true;
