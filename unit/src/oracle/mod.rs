@@ -83,7 +83,7 @@ pub enum Rule {
     Acknowledgement,
     /// SACK blocks are those the real peer reported, in this host's numbers.
     Sack,
-    /// TSecr echoes a TSval of this host, or is zero.
+    /// TSecr echoes a TSval of this host, or is zero; that of the SYN-ACK, where the host keeps nothing else of its terms.
     TimestampEcho,
     /// TSval is the real peer's, shifted by one constant, and never behind the handshake's.
     TimestampValue,
@@ -242,6 +242,9 @@ struct End {
     fin: Option<i64>,
     blocks: BTreeSet<(i64, i64)>,
     stamps: BTreeSet<u32>,
+    /// Those of its SYN-ACKs, and whether one of them has come back.
+    answer_stamps: BTreeSet<u32>,
+    echoed: bool,
     /// Hop limits and classes of what it has sent.
     voice: Voice,
     /// A SYN-ACK of it has come to the box.
@@ -318,6 +321,8 @@ pub struct Oracle {
     retains_sack: bool,
     /// Servers whose options change.
     changing: BTreeSet<SocketAddr>,
+    /// Servers that have their terms in the TSval of their SYN-ACK.
+    forgetful: BTreeSet<SocketAddr>,
     /// What the box may let clients send before their servers have promised anything.
     early: i64,
     /// What the box may acknowledge and keep of what clients send to a port in [`SERVED`] before their servers have it.
@@ -359,6 +364,7 @@ impl Oracle {
             lenient_resets: false,
             retains_sack: false,
             changing: BTreeSet::new(),
+            forgetful: BTreeSet::new(),
             early: 0,
             kept: 0,
             forgotten: BTreeSet::new(),
@@ -395,6 +401,11 @@ impl Oracle {
     /// had sized without.
     pub fn changes_mind(&mut self, server: SocketAddr) {
         self.changing.insert(server);
+    }
+
+    /// Says that this server keeps the terms of a connection in the TSval of its SYN-ACK and nowhere else: that must come back.
+    pub fn needs_echo(&mut self, server: SocketAddr) {
+        self.forgetful.insert(server);
     }
 
     /// Says that the box forgets nothing of servers that have answered: it has room for all of them, and is not replaced.
@@ -730,6 +741,9 @@ impl Oracle {
         };
         if let Some((value, _)) = segment.options.stamps {
             end.stamps.insert(value);
+            if segment.syn && segment.ack.is_some() {
+                end.answer_stamps.insert(value);
+            }
         }
         end.voice.note(segment.hops, segment.class);
         if let Some(peer_isn) = end.peer_isn {
@@ -923,6 +937,14 @@ impl Oracle {
             && !end.stamps.contains(&echo)
         {
             return complain(Rule::TimestampEcho, format!("echoes {echo}, which this host never sent"));
+        }
+        if self.forgetful.contains(&receiver) && !end.active && !end.echoed && !end.answer_stamps.is_empty() {
+            let echo = segment.options.stamps.map(|(_, echo)| echo);
+            end.echoed = echo.is_some_and(|echo| end.answer_stamps.contains(&echo));
+            if !end.echoed {
+                let why = format!("echoes {echo:?}, where this host has its terms in {:?}", end.answer_stamps);
+                return complain(Rule::TimestampEcho, why);
+            }
         }
 
         if segment.syn {

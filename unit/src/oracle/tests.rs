@@ -222,6 +222,42 @@ fn untranslated_echo() {
 }
 
 #[test]
+fn terms_that_do_not_come_back() {
+    let open = |is_forgetful: bool| {
+        let mut oracle = Oracle::new(Between::Proxy, [server().ip()]);
+        if is_forgetful {
+            oracle.needs_echo(server());
+        }
+        oracle.sent(&frame(&syn()));
+        oracle.delivered(&frame(&syn_ack()), false, None).unwrap();
+        let ack = windowed(stamped(from_client(ISN.wrapping_add(1), Some(COOKIE + 1)), 101, COOKIE_CLOCK), 500);
+        oracle.sent(&frame(&ack));
+        oracle.delivered(&frame(&server_syn()), false, None).unwrap();
+        // It answers once more, later.
+        for clock in [SERVER_CLOCK, SERVER_CLOCK + 64] {
+            oracle.sent(&frame(&stamped(server_answers(), clock, 101)));
+        }
+        oracle
+    };
+    let echoes = |oracle: &mut Oracle, echo: Option<u32>| {
+        let mut segment = windowed(from_client(ISN.wrapping_add(1), Some(SERVER_ISN + 1)), 500);
+        segment.options.stamps = echo.map(|echo| (101, echo));
+        oracle.delivered(&frame(&segment), false, None).map_err(|complaint| complaint.rule)
+    };
+    for clock in [SERVER_CLOCK, SERVER_CLOCK + 64] {
+        let mut oracle = open(true);
+        assert_eq!(echoes(&mut oracle, Some(clock)), Ok(()));
+        // From then on it knows the connection.
+        assert_eq!(echoes(&mut oracle, Some(0)), Ok(()));
+    }
+    for clock in [0, SERVER_CLOCK - 1, SERVER_CLOCK + 1] {
+        assert_eq!(echoes(&mut open(true), Some(clock)), Err(Rule::TimestampEcho), "{clock}");
+    }
+    assert_eq!(echoes(&mut open(true), None), Err(Rule::TimestampEcho));
+    assert_eq!(echoes(&mut open(false), Some(0)), Ok(()), "its terms are in its memory");
+}
+
+#[test]
 fn timestamps_lost_on_the_way() {
     spoiled_acknowledgement(Rule::TimestampPresence, |segment| segment.options.stamps = None);
 }

@@ -72,6 +72,17 @@ impl Ecn {
     }
 }
 
+/// Where a server keeps what it has agreed on with a client whose SYN it has answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeps {
+    /// In its memory.
+    Itself,
+    /// In the low six bits of the TSval of its SYN-ACK, as Linux's SYN cookies do, to which a secret is added.
+    Secretly,
+    /// There, in the open, as nftables' SYN proxy does.
+    Openly,
+}
+
 /// A manner of speaking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dialect {
@@ -96,6 +107,9 @@ pub struct Dialect {
     pub shift: Option<u8>,
     /// Explicit congestion notification.
     pub ecn: Ecn,
+    /// Where its terms are, as a server with timestamps. One that has them in its TSval answers every SYN anew, and ignores what acknowledges its SYN-ACK and
+    /// does not echo that.
+    pub keeps: Keeps,
     /// What segments are wrapped in.
     pub envelope: Envelope,
 }
@@ -123,6 +137,11 @@ impl Dialect {
             },
             shift: chance.one_in(2, 3).then(|| chance.within(0..15) as u8),
             ecn: *chance.pick(&Ecn::DRAWN),
+            keeps: match chance.within(0..12) {
+                0 => Keeps::Secretly,
+                1 => Keeps::Openly,
+                _ => Keeps::Itself,
+            },
             envelope: Envelope::draw(chance),
         }
     }
@@ -140,6 +159,7 @@ impl Dialect {
             mss: Announced::Own,
             shift: None,
             ecn: Ecn::None,
+            keeps: Keeps::Itself,
             envelope: Envelope::default(),
         }
     }
@@ -211,6 +231,13 @@ struct Connection {
     mss_there: Option<u16>,
     /// Bytes of data received by their congestion field.
     bytes: [u32; 4],
+    /// TSval of the last SYN received, and those of the SYN-ACKs that keep the terms.
+    asked_at: u32,
+    terms: Vec<u32>,
+    /// The last SYN-ACK on the cable.
+    answer: Option<Vec<u8>>,
+    /// One of the terms has come back.
+    proved: bool,
 }
 
 /// The manners of one host, by connection (local end first).
@@ -253,6 +280,10 @@ impl Tongue {
                 sent: None,
                 mss_there: None,
                 bytes: [0, 1, 1, 0],
+                asked_at: 0,
+                terms: Vec::new(),
+                answer: None,
+                proved: false,
             },
         );
     }
@@ -306,8 +337,12 @@ impl Tongue {
         if segment.syn {
             connection.offer(&mut segment);
         }
+        let is_answer = segment.syn && segment.ack.is_some();
         if let Some((value, echo)) = segment.options.stamps {
-            segment.options.stamps = Some((value.wrapping_add(connection.dialect.clock), echo));
+            segment.options.stamps = Some(match is_answer && connection.dialect.keeps != Keeps::Itself {
+                true => connection.write_terms(value),
+                false => (value.wrapping_add(connection.dialect.clock), echo),
+            });
         }
         if let Some(ack) = segment.ack
             && !segment.rst
@@ -344,9 +379,43 @@ impl Tongue {
                 self.connections.get_mut(&(segment.source, segment.destination)).expect("a connection, as just seen");
             let mut piece = connection.signal(piece);
             connection.add_counters(&mut piece, mtu);
-            frames.push(rewrite(&frame, &piece, connection.dialect.layout));
+            let frame = rewrite(&frame, &piece, connection.dialect.layout);
+            if is_answer {
+                connection.answer = Some(frame.clone());
+            }
+            frames.push(frame);
         }
         (frames, envelope)
+    }
+
+    /// What a server that has forgotten it all answers at this time to this frame, if it is a SYN that it has answered before.
+    pub fn answer_again(&mut self, frame: &[u8], millis: u32) -> Option<(Vec<u8>, Envelope)> {
+        let syn =
+            Segment::read(frame).filter(|segment| segment.syn && segment.ack.is_none() && segment.sums_right())?;
+        let connection = self.connections.get_mut(&(syn.destination, syn.source))?;
+        if connection.terms.is_empty() || connection.proved {
+            return None;
+        }
+        let before = connection.answer.clone()?;
+        let mut answer = Segment::read(&before).filter(|answer| answer.ack == Some(syn.seq.wrapping_add(1)))?;
+        (connection.asked_at, _) = syn.options.stamps?;
+        answer.options.stamps = Some(connection.write_terms(millis));
+        let frame = rewrite(&before, &answer, connection.dialect.layout);
+        connection.answer = Some(frame.clone());
+        Some((frame, connection.dialect.envelope))
+    }
+
+    /// Whether a server that has forgotten it all ignores this frame: an acknowledgement of its SYN-ACK that does not bring the terms back.
+    pub fn ignores(&mut self, frame: &[u8]) -> bool {
+        let Some(segment) = Segment::read(frame).filter(|segment| !segment.syn && !segment.rst) else { return false };
+        let Some(connection) = self.connections.get_mut(&(segment.destination, segment.source)) else { return false };
+        let answer = connection.answer.as_deref().and_then(Segment::read);
+        let acknowledges = answer.is_some_and(|answer| segment.ack == Some(answer.seq.wrapping_add(1)));
+        if connection.terms.is_empty() || connection.proved || !acknowledges || !segment.sums_right() {
+            return false;
+        }
+        connection.proved = segment.options.stamps.is_some_and(|(_, echo)| connection.terms.contains(&echo));
+        !connection.proved
     }
 
     /// What the stack gets for this frame of the cable.
@@ -441,6 +510,20 @@ impl Connection {
         }
     }
 
+    /// The timestamps of a SYN-ACK at this time: the latest TSval with the terms in its low bits, and the echo of the SYN that came last.
+    fn write_terms(&mut self, millis: u32) -> (u32, u32) {
+        const TERMS: u32 = 0x3f;
+        let Dialect { keeps, clock, .. } = self.dialect;
+        let scale = self.scale_here.and(self.scale_there).map_or(0xf, u32::from);
+        let sack = self.sack_here && self.sack_there;
+        let terms = scale | u32::from(sack) << 4 | u32::from(self.mode() != Mode::None) << 5;
+        let now = if keeps == Keeps::Openly { millis.wrapping_add(clock) } else { millis };
+        let latest = now.wrapping_sub(now.wrapping_sub(terms) & TERMS);
+        let value = if keeps == Keeps::Openly { latest } else { latest.wrapping_add(clock) };
+        self.terms.push(value);
+        (value, self.asked_at)
+    }
+
     /// The congestion field of what this host says to be capable.
     fn capable(&self) -> u8 {
         if self.dialect.clock & 1 == 0 { ECT0 } else { ECT1 }
@@ -486,6 +569,7 @@ impl Connection {
         if segment.syn {
             self.field_there = segment.ecn;
             if segment.ack.is_none() {
+                self.asked_at = segment.options.stamps.map_or(self.asked_at, |(value, _)| value);
                 self.asked_there.get_or_insert(segment.ace());
                 return;
             }

@@ -13,7 +13,7 @@ use tcpstate::Side;
 
 use super::chance::Chance;
 use super::dialect::{Dialect, Tongue};
-use super::envelope::{Reassembly, Whole, undress};
+use super::envelope::{Envelope, Reassembly, Whole, undress};
 use crate::oracle::icmp::Error;
 use crate::oracle::layers::{Tags, is_priority_tag};
 use crate::oracle::{Ancestor, Segment, pattern};
@@ -131,6 +131,8 @@ pub struct Host {
     nic: Nic,
     sockets: SocketSet<'static>,
     tongue: Tongue,
+    /// What it answers without its stack.
+    answers: Vec<(Vec<u8>, Envelope)>,
     reassembly: Reassembly,
     /// The next IPv4 identification.
     ids: u16,
@@ -170,6 +172,7 @@ impl Host {
             nic,
             sockets: SocketSet::new(Vec::new()),
             tongue: Tongue::default(),
+            answers: Vec::new(),
             reassembly: Reassembly::default(),
             ids: chance.word() as u16,
             mtu,
@@ -245,6 +248,11 @@ impl Host {
                 _ => {}
             }
         }
+        set_clock(now);
+        self.answers.extend(self.tongue.answer_again(&frame, tsval()));
+        if self.tongue.ignores(&frame) {
+            return;
+        }
         let frame = undress(self.tongue.inward(frame));
         self.nic.incoming.push_back(frame);
         self.poll(now);
@@ -278,8 +286,10 @@ impl Host {
         }
         self.poll(now);
         let mut departures = Vec::new();
-        for frame in std::mem::take(&mut self.nic.outgoing) {
-            let (frames, envelope) = self.tongue.outward(frame);
+        let mut packets: Vec<_> =
+            std::mem::take(&mut self.answers).into_iter().map(|(frame, envelope)| (vec![frame], envelope)).collect();
+        packets.extend(std::mem::take(&mut self.nic.outgoing).into_iter().map(|frame| self.tongue.outward(frame)));
+        for (frames, envelope) in packets {
             for whole in frames {
                 let ends = Segment::read(&whole).map(|segment| (segment.source, segment.destination));
                 let mut tags = ends.and_then(|ends| self.networks.get(&ends)).copied().unwrap_or_default();

@@ -33,7 +33,7 @@ use host::{Behaviour, Departure, Ending, Host, Service};
 use link::{Arrival, Link};
 
 pub use chance::Chance;
-pub use dialect::{Announced, Dialect, Ecn};
+pub use dialect::{Announced, Dialect, Ecn, Keeps};
 pub use scenario::{Cell, End, Listener, Plan, Scenario};
 pub use view::View;
 
@@ -344,6 +344,9 @@ impl World {
             hosts[side as usize][plan.hosts[side as usize]].expected.insert((remote, local), behaviour);
             if matches!(scenario.listener(plan), Listener::Open(_, Some(_))) {
                 oracle.changes_mind(remote);
+            }
+            if scenario.listener(plan).forgets() {
+                oracle.needs_echo(remote);
             }
             // A port that has refused is remembered: the box then refuses in its name.
             let refuses = scenario.listener(plan) == Listener::Closed && !scenario.build.config.closed_memory.is_zero();

@@ -8,7 +8,7 @@ use tcpstate::{Config, Side};
 
 use super::appliance::Build;
 use super::chance::Chance;
-use super::dialect::{Announced, Dialect, Ecn};
+use super::dialect::{Announced, Dialect, Ecn, Keeps};
 use super::host::Close;
 use super::link::Faults;
 use super::served::{self, Served};
@@ -97,6 +97,14 @@ pub struct Hop {
 }
 
 impl Listener {
+    /// Whether the server that answers has its terms in what it answers.
+    pub fn forgets(&self) -> bool {
+        match self {
+            Listener::Open(dialect, _) | Listener::Late(_, dialect) => dialect.keeps != Keeps::Itself,
+            Listener::Silent | Listener::Closed | Listener::Unreachable(_) => false,
+        }
+    }
+
     /// The dialects of the servers that answer.
     fn dialects(&mut self) -> impl Iterator<Item = &mut Dialect> {
         let (first, second) = match self {
@@ -486,7 +494,8 @@ fn draw_listeners(chance: &mut Chance, start: u64) -> Vec<Listener> {
                 5 => Listener::Unreachable(*chance.pick(&[0, 1, 3])),
                 _ if chance.one_in(1, 3) => {
                     let restart = start + chance.within(SECOND..6 * SECOND);
-                    Listener::Open(dialect, Some((restart, Dialect::draw(chance))))
+                    let after = Dialect { keeps: dialect.keeps, ..Dialect::draw(chance) };
+                    Listener::Open(dialect, Some((restart, after)))
                 }
                 _ => Listener::Open(dialect, None),
             }
