@@ -77,7 +77,11 @@ pub fn join(flow: &mut Flow, answer: Flags, field: u8) {
         (true, false) => EcnSetup::Classic,
         (true, true) => EcnSetup::Accurate,
     };
-    let agreed = answer.agreed_ecn(asked);
+    let agreed = answer.agreed_ecn(match asked {
+        // A server that holds an older SYN of the client answers what that asked for.
+        EcnSetup::None => EcnSetup::Accurate,
+        asked => asked,
+    });
     flow.set(FlowFlags::ECN_LAN, agreed != EcnSetup::None);
     flow.set(FlowFlags::ACCURATE_LAN, agreed == EcnSetup::Accurate);
     flow.set(FlowFlags::ACCURATE, asked == EcnSetup::Accurate && flow.is(FlowFlags::ECN));
