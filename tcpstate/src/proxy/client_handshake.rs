@@ -679,6 +679,9 @@ impl Proxy {
                 if !ours {
                     let is_guess = seq == next || seq == next - 1;
                     let verdict = self.on_cookie_ack(ctx, Some(id));
+                    if !is_guess && self.adopts(ctx.key(), ctx.now) {
+                        return self.on_ack_while_adopting(ctx, id);
+                    }
                     if is_guess && matches!(verdict, Verdict::Drop(DropReason::BadCookie | DropReason::RateLimited)) {
                         // Who knows the client's number has sent its SYN, and so each guess costs one. No client acknowledges what it was not sent.
                         self.forget(id);
@@ -703,9 +706,24 @@ impl Proxy {
             // The LAN host has sent a SYN on the same 4-tuple at the same time.
             (Side::Lan, Kind::Syn) => self.remember_server_syn(ctx, id),
             (Side::Lan, _) => Verdict::Drop(DropReason::WrongState),
+            // Whoever sent the SYN has not proved that it is the other end's, which runs another connection with the LAN.
+            (Side::Lan, Kind::Ack) if self.adopts(ctx.key(), ctx.now) => {
+                self.forget(id);
+                self.on_unknown_connection(ctx)
+            }
         }
     }
 }
+
+    /// An acknowledgement that is not of the SYN in the SYN cache, while connections that run already are adopted: it proves itself by a cookie, or may be
+    /// of one whose 4-tuple somebody has sent a SYN with.
+    fn on_ack_while_adopting(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+        match self.open_cookie(&mut ctx) {
+            Ok(proof) => self.accept_cookie(ctx, &proof, Some(id)),
+            Err(Unproved::Untested) => Verdict::Drop(DropReason::RateLimited),
+            Err(_) => self.on_unknown_connection(ctx),
+        }
+    }
 
 /// What a client whose SYN has these flags is answered about ECN, for a server that is known to negotiate that kind (RFC 9768 section 3.1.2, table 2).
 #[inline(always)]

@@ -79,6 +79,29 @@ in_every_mode! {
     }
 }
 
+in_every_mode! {
+    fn a_forged_syn_keeps_no_running_connection_from_being_adopted(world, client, server) {
+        let _ = (client, server);
+        for lan_first in [true, false] {
+            let (world, client, server) = adopting(&world);
+            let forges = || {
+                client.sends(Terms::linux(world.mss()).on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
+                client.gets(syn_ack(ANY, CLIENT_ISN + 1).any_window().any_options());
+            };
+            forges();
+            if !lan_first {
+                // Nothing shows yet that it is the connection's.
+                client.passes(data(5100, 9200, 100));
+            }
+            server.passes(data(9000, 5100, 200));
+            forges();
+            client.passes(data(5100, 9200, 100));
+            assert_eq!(world.happened(Event::Adopted), 1);
+            server.passes(ack(9200, 5200));
+        }
+    }
+}
+
 /// The ends of a connection between two hosts on one side, whose stations are the fifth and the sixth.
 fn neighbours(side: Side, client: &Host, server: &Host) -> FlowKey {
     let own = if side == Side::Lan { server.ends().src } else { client.ends().src };
