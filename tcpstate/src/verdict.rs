@@ -87,7 +87,7 @@ crate::metrics! {
 crate::metrics! {
     /// What the engine counts besides the drops.
     pub enum Event: Counter, Segments {
-        /// SYNs from the WAN, whatever became of them.
+        /// SYNs from the WAN that reached a worker, whatever became of them, or that a program of the kernel answered.
         WanSyn = "wan-syn",
         /// SYNs from the WAN answered with a SYN-ACK.
         SynAnswered = "syn-answered",

@@ -239,6 +239,8 @@ impl ServerSlab {
                 .flat_map(|set| &mut set.0)
                 .filter(|entry| entry.mss.value != 0)
                 .for_each(Entry::settle);
+            let paths = self.paths.iter_mut().flatten();
+            paths.filter(|path| path.tag & CONFIRMED == 0 || path.mss == 0).for_each(|path| path.tag = 0);
         }
     }
 }
@@ -665,8 +667,8 @@ impl ServerOptions {
         self.known_path(key, port, Reach::Prefix).filter(|path| path.tag & CONFIRMED >= BELIEVED)
     }
 
-    /// Keeps what this server announced to this client; nothing is kept of the usual where its prefix is told that too. Returns whether what the client is offered has
-    /// changed.
+    /// Keeps what this server announced to this client; nothing is kept of the usual where its prefix is told that too. Returns whether what the client
+    /// is offered has changed.
     fn store_path(&mut self, key: &FlowKey, port: u16, mss: u16, usual: u16, now: Instant) -> bool {
         let before = self.path_mss(key, port).unwrap_or(usual);
         let own = self.known_path(key, port, Reach::Address);
@@ -677,7 +679,9 @@ impl ServerOptions {
                 let confirmed = (known.tag & CONFIRMED) + u32::from(says_new);
                 (confirmed.min(CONFIRMED), mss)
             }
-            (Some(known), is_usual) => match (known.tag & CONFIRMED) - 1 {
+            // Nor does it contradict again.
+            (Some(known), _) if !says_new => (known.tag & CONFIRMED, known.mss),
+            (Some(known), is_usual) => match (known.tag & CONFIRMED).saturating_sub(1) {
                 0 if is_usual => (0, 0),
                 0 => (1, mss),
                 confirmed => (confirmed, known.mss),
@@ -696,14 +700,13 @@ impl ServerOptions {
         let set = &mut self.slab.paths[at];
         let unseen = |path: &PathMss| if path.tag == 0 { u16::MAX } else { unit(now).wrapping_sub(path.seen) };
         let known = set.iter().position(|path| path.is_of(tag));
-        let path = PathMss { tag: tag | confirmed, mss, seen: unit(now) };
         match (known, confirmed) {
             (None, 0) => {}
-            (Some(known), 0) => set[known] = PathMss::default(),
-            (Some(known), _) => set[known] = path,
+            (Some(known), 0) => set[known].tag = 0,
+            (Some(known), _) => set[known].replace(PathMss { tag: tag | confirmed, mss, seen: unit(now) }),
             (None, _) => {
                 if let Some(oldest) = set.iter_mut().max_by_key(|path| unseen(path)) {
-                    *oldest = path;
+                    oldest.replace(PathMss { tag: tag | confirmed, mss, seen: unit(now) });
                 }
             }
         }
@@ -750,6 +753,15 @@ impl ServerOptions {
 impl PathMss {
     fn is_of(&self, tag: u32) -> bool {
         self.tag != 0 && self.tag & !CONFIRMED == tag
+    }
+
+    /// Another in its place. A process that is killed at this leaves a free place or a whole one.
+    fn replace(&mut self, path: Self) {
+        self.tag = 0;
+        compiler_fence(Ordering::SeqCst);
+        (self.mss, self.seen) = (path.mss, path.seen);
+        compiler_fence(Ordering::SeqCst);
+        self.tag = path.tag;
     }
 }
 
@@ -881,10 +893,10 @@ impl Entry {
             (Trait::Scale, observation.offered_scale, answered.scale.is_some()),
             (Trait::Sack, observation.offered_sack, answered.sack_permitted),
             (Trait::Ecn, asked != EcnSetup::None, agreed != EcnSetup::None),
-            // Without timestamps a server that answers with SYN cookies cannot express it.
+            // A server that answers a client without timestamps with a SYN cookie can express no kind of it.
             (
                 Trait::AccurateEcn,
-                asked == EcnSetup::Accurate && (observation.offered_timestamps || agreed == EcnSetup::Accurate),
+                asked == EcnSetup::Accurate && (observation.offered_timestamps || agreed != EcnSetup::None),
                 agreed == EcnSetup::Accurate,
             ),
         ];
@@ -1243,7 +1255,7 @@ mod tests {
             assert_eq!([told(&servers, 2, 3), told(&servers, 9, 1)], [1460; 2], "other networks have other paths");
             assert!(!servers.learn(&client(1, 3), &other, now), "nothing new");
             // An address of that prefix with another path.
-            servers.learn(&client(1, 4), &usual, now);
+            (0..10).for_each(|_| _ = servers.learn(&client(1, 4), &usual, now));
             assert_eq!([1, 2, 3, 4].map(|host| told(&servers, 1, host)), [1300, 1300, 1300, 1460]);
             for host in 5..8 {
                 servers.learn(&client(1, host), &usual, now);

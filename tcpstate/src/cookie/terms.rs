@@ -55,7 +55,7 @@ impl fmt::Display for Offer {
         let ecn = match self.ecn {
             KnownEcn::Nothing => "",
             KnownEcn::Classic => ", ECN",
-            KnownEcn::ClassicAtLeast => ", ECN (accurate not tried)",
+            KnownEcn::ClassicAtLeast => ", ECN (accurate not tried lately)",
             KnownEcn::Accurate => ", accurate ECN",
         };
         write!(f, "{}, {timestamps}{ecn}, hop limit {}", sack(self.sack), self.ttl)?;

@@ -3,7 +3,7 @@
 use super::Proxy;
 use super::context::{Context, are_possible, is_damaged, is_from_group};
 use super::passthrough::Passing;
-use super::proof::{Proof, Unproved, distance, keep_terms, terms_of};
+use super::proof::{Proof, Unproved, distance, keep_terms, opened_by, terms_of};
 use super::reply::label;
 use crate::cache::refused::Fate;
 use crate::cache::servers::default_mss;
@@ -475,6 +475,7 @@ impl Proxy {
         let envelope = ctx.envelope();
         self.table.update(id, |flow| {
             flow.keep_path(Side::Wan, &envelope);
+            flow.endpoint_mut(Side::Wan).ttl = envelope.ttl;
             flow.endpoint_mut(Side::Lan).ts_value = ts_value.unwrap_or_default();
             flow.attempts = 1;
         });
@@ -612,7 +613,7 @@ impl Proxy {
             self.counters.count(Event::CookieRemembered);
         }
         // A cookie's clock is too coarse to tell how far its client is.
-        Ok(Proof { terms, client_isn, outer_isn, distance: 0 })
+        Ok(Proof { terms, client_isn, outer_isn, distance: 0, opened: None })
     }
 
     /// A reset from the WAN that belongs to no flow. If it acknowledges a cookie its sender has proved itself; if it follows a SYN that was answered, that
@@ -661,8 +662,8 @@ impl Proxy {
                     return Verdict::Drop(DropReason::BadChecksum);
                 }
                 if flags.has(Flags::ACK) && ack == flow.outer_isn + 1 {
-                    let proof =
-                        Proof { terms: terms_of(flow), client_isn: next - 1, outer_isn: flow.outer_isn, distance: 0 };
+                    let (terms, outer_isn, opened) = (terms_of(flow), flow.outer_isn, opened_by(flow));
+                    let proof = Proof { terms, client_isn: next - 1, outer_isn, distance: 0, opened };
                     return self.try_server(ctx, &proof, Some(id));
                 }
                 self.note_unproved_reset(ctx.key(), ctx.now);
@@ -678,10 +679,10 @@ impl Proxy {
                 });
                 if !ours {
                     let is_guess = seq == next || seq == next - 1;
-                    let verdict = self.on_cookie_ack(ctx, Some(id));
                     if !is_guess && self.adopts(ctx.key(), ctx.now) {
                         return self.on_ack_while_adopting(ctx, id);
                     }
+                    let verdict = self.on_cookie_ack(ctx, Some(id));
                     if is_guess && matches!(verdict, Verdict::Drop(DropReason::BadCookie | DropReason::RateLimited)) {
                         // Who knows the client's number has sent its SYN, and so each guess costs one. No client acknowledges what it was not sent.
                         self.forget(id);
@@ -698,22 +699,21 @@ impl Proxy {
                     self.counters.time(Timing::ClientHandshake, average(waited));
                 }
                 let flow = &self.table[id];
-                let (terms, outer_isn) = (terms_of(flow), flow.outer_isn);
-                let proof = Proof { terms, client_isn: next - 1, outer_isn, distance };
+                let (terms, outer_isn, opened) = (terms_of(flow), flow.outer_isn, opened_by(flow));
+                let proof = Proof { terms, client_isn: next - 1, outer_isn, distance, opened };
                 self.note_proof(Event::CacheHit, ctx.key(), ctx.now);
                 self.connect_server(ctx, &proof, Some(id))
             }
             // The LAN host has sent a SYN on the same 4-tuple at the same time.
             (Side::Lan, Kind::Syn) => self.remember_server_syn(ctx, id),
-            (Side::Lan, _) => Verdict::Drop(DropReason::WrongState),
             // Whoever sent the SYN has not proved that it is the other end's, which runs another connection with the LAN.
             (Side::Lan, Kind::Ack) if self.adopts(ctx.key(), ctx.now) => {
                 self.forget(id);
                 self.on_unknown_connection(ctx)
             }
+            (Side::Lan, _) => Verdict::Drop(DropReason::WrongState),
         }
     }
-}
 
     /// An acknowledgement that is not of the SYN in the SYN cache, while connections that run already are adopted: it proves itself by a cookie, or may be
     /// of one whose 4-tuple somebody has sent a SYN with.
@@ -724,6 +724,7 @@ impl Proxy {
             Err(_) => self.on_unknown_connection(ctx),
         }
     }
+}
 
 /// What a client whose SYN has these flags is answered about ECN, for a server that is known to negotiate that kind (RFC 9768 section 3.1.2, table 2).
 #[inline(always)]

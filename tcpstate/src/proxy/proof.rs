@@ -17,6 +17,8 @@ pub(super) struct Proof {
     pub(super) outer_isn: SeqNum,
     /// Ticks from our SYN-ACK to this segment; zero if not known.
     pub(super) distance: u16,
+    /// The hop limit and the class of the client's SYN; `None` where the SYN cache does not have them.
+    pub(super) opened: Option<(u8, u8)>,
 }
 
 /// Why a segment proves nothing.
@@ -57,6 +59,11 @@ pub(super) fn keep_terms(flow: &mut Flow, terms: &Terms) {
     flow.mss = terms.mss;
     flow.endpoint_mut(Side::Wan).set_scales(terms.scale, None);
     flow.endpoint_mut(Side::Lan).set_scales(None, terms.promised);
+}
+
+/// The hop limit and the class of the SYN that an entry of the SYN cache holds.
+pub(super) fn opened_by(flow: &Flow) -> Option<(u8, u8)> {
+    Some((flow.endpoint(Side::Wan).ttl, flow.class(Side::Wan))).filter(|&(ttl, _)| ttl != 0)
 }
 
 /// The terms that an entry of the SYN cache holds.

@@ -46,10 +46,6 @@ impl Proxy {
         let crossed = former.and_then(|id| ServerSyn::remembered(&self.table[id], now));
         let shown = former.map(|id| &self.table[id]).filter(|flow| flow.is(FlowFlags::PROXIED) || crossed.is_none());
         let shown = shown.and_then(Flow::shown_ts_value);
-        // The SYN cache keeps with what hop limit and class the client opened: if its entry is the one that is acknowledged, and no forged SYN's.
-        let opened = former.map(|id| &self.table[id]);
-        let opened = opened.filter(|flow| flow.is_in(State::SynCached) && flow.outer_isn == proof.outer_isn);
-        let opened = opened.map(|flow| (flow.endpoint(Side::Wan).ttl, flow.class(Side::Wan)));
         if let Some(former) = former {
             self.replace_former(former, ctx.egress);
         }
@@ -86,10 +82,6 @@ impl Proxy {
         });
         let filled = self.admit(&key, hash, Side::Wan, State::ServerSynSent, now, |flow| {
             fill_server_syn_sent(flow, &ctx, proof, shown);
-            if let Some((ttl, class)) = opened {
-                flow.endpoint_mut(Side::Wan).ttl = ttl;
-                flow.set_class(Side::Wan, class);
-            }
             flow.endpoint_mut(Side::Lan).ttl = offer.ttl;
             flow.set_class(Side::Lan, offer.class_for(flow.class(Side::Wan)));
             flow.set(FlowFlags::TIMESTAMPS_PRESUMED, presumed);
@@ -259,7 +251,10 @@ impl Proxy {
             let envelope = ctx.envelope();
             self.table.update(id, |flow| {
                 flow.endpoint_mut(Side::Wan).window = window;
+                // The SYN to the server goes on to have the class of the first.
+                let class = flow.class(Side::Wan);
                 flow.keep_path(Side::Wan, &envelope);
+                flow.set_class(Side::Wan, class);
             });
             // The client repeats its proof, so the box repeats its SYN. The client will repeat any data it sent into the zero window.
             return if brings { self.hold(&ctx, id) } else { self.connect_in_place(&mut ctx, id) };
@@ -632,6 +627,10 @@ pub(super) fn fill_server_syn_sent<E>(flow: &mut Flow, ctx: &Context<E>, proof: 
     client.window = ctx.segment.window;
     client.ttl = envelope.ttl;
     client.ts_value = timestamps.value;
+    if let Some((ttl, class)) = proof.opened {
+        client.ttl = ttl;
+        flow.set_class(Side::Wan, class);
+    }
     let server = flow.endpoint_mut(Side::Lan);
     server.next = proof.outer_isn + 1;
     server.ts_value = shown.map_or(timestamps.echo, |shown| SeqNum::later(shown, timestamps.echo));

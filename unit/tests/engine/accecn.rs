@@ -230,6 +230,25 @@ in_every_mode! {
         KNOWN.asks(&world, &client, &server);
     }
 
+    fn a_server_that_tells_a_client_without_timestamps_the_classic_kind_refuses_the_other(world, client, server) {
+        let theirs = Terms::windows(world.mss());
+        if !world.mode().cache {
+            return;
+        }
+        let asks = |client: &Host| {
+            client.sends(theirs.on(syn(CLIENT_ISN).flags(ace(ACCURATE)), (CLIENT_TS, 0)));
+            client.gets(anything())
+        };
+        let offered = asks(&client);
+        client.sends(ack(CLIENT_ISN + 1, offered.seq + 1));
+        server.gets(anything());
+        server.sends(theirs.on(syn_ack(SERVER_ISN, CLIENT_ISN + 1).flags(ace(0b001)), (SERVER_TS, 0)));
+        world.tick(std::time::Duration::from_secs(1));
+        world.discard();
+        let (client, _) = world.on_port(20);
+        assert_eq!(asks(&client).flags, SYN | ACK | ace(0b001));
+    }
+
     fn the_acknowledgement_of_a_syn_ack_tells_how_it_arrived(world, client, server) {
         let _ = (client, server);
         for answer_field in 0..4 {

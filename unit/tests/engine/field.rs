@@ -295,6 +295,10 @@ in_every_mode! {
         let got = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
         let kept = if world.mode().cache { (0xb8, 60) } else { (0x28, 50) };
         assert_eq!((got.tos, got.ttl), kept, "a cookie has no place for them");
+        // The proof again.
+        client.sends(acknowledges(&offered).tos(0x28).ttl(50));
+        let again = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+        assert_eq!((again.tos, again.ttl), kept);
         world.tick(Duration::from_millis(1100));
         let again = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
         assert_eq!((again.tos, again.ttl), kept);
