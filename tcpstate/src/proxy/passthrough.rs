@@ -13,7 +13,7 @@ use crate::flow::table::Id;
 use crate::flow::translate::clamp_mss;
 use crate::flow::{Endpoint, Flow, FlowFlags, State};
 use crate::policy::exceptions::Exception;
-use crate::seq::{Window, WindowScale};
+use crate::seq::{SeqNum, Window, WindowScale};
 use crate::wire::{EcnSetup, Flags, Kind, Options, Segment};
 use crate::{DropReason, Egress, Event, Side, Verdict};
 
@@ -142,6 +142,9 @@ impl Proxy {
                 let options = Options::read(ctx.options());
                 if answers {
                     self.settle_opening(&ctx, id, options);
+                } else if is_answer && ctx.side == Side::Lan {
+                    self.note_syn_answered(id, ctx.segment.ack, &options);
+                    self.settle_opening(&ctx, id, options);
                 } else if !is_answer {
                     self.table.update(id, |flow| note_syn(flow, &ctx, &options));
                 }
@@ -212,6 +215,20 @@ impl Proxy {
             flow.set_if(FlowFlags::TIMESTAMPS, options.timestamps.is_some());
             let scale = scale.or(options.scale);
             flow.endpoint_mut(ctx.side).set_scales(scale, scale);
+        });
+    }
+
+    /// Of the SYNs in its client's name the server has taken another than the last, which anybody may have sent: its answer says what that bore. What else it
+    /// offered nobody knows, so the answer teaches nothing.
+    fn note_syn_answered(&mut self, id: Id, acknowledged: SeqNum, answered: &Options) {
+        self.table.update(id, |flow| {
+            flow.outer_isn = acknowledged - 1;
+            flow.set(FlowFlags::EXCEPTIONAL, true);
+            flow.set(FlowFlags::SACK, answered.sack_permitted);
+            flow.set(FlowFlags::TIMESTAMPS, answered.timestamps.is_some());
+            let client = flow.endpoint_mut(Side::Wan);
+            client.next = acknowledged;
+            client.set_scales(answered.scale, answered.scale);
         });
     }
 

@@ -102,6 +102,22 @@ in_every_mode! {
     }
 }
 
+in_every_mode! {
+    fn the_answer_of_a_server_says_which_syn_in_its_clients_name_it_has_taken(world, client, server) {
+        let _ = (client, server);
+        let (world, client, server) = world.mode().world_with(|config| config.introductions = 1000);
+        let full = Terms::linux(world.mss());
+        client.passes(full.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
+        // Somebody else's.
+        client.passes(full.on(syn(77), (1, 0)));
+        server.passes(full.on(syn_ack(SERVER_ISN, CLIENT_ISN + 1), (SERVER_TS, CLIENT_TS)));
+        client.passes(ack(CLIENT_ISN + 1, SERVER_ISN + 1).maybe_ts(Some((CLIENT_TS + 1, SERVER_TS))));
+        client.passes(data(CLIENT_ISN + 1, SERVER_ISN + 1, 10).maybe_ts(Some((CLIENT_TS + 1, SERVER_TS))));
+        server.passes(ack(SERVER_ISN + 1, CLIENT_ISN + 11).maybe_ts(Some((SERVER_TS + 1, CLIENT_TS + 1))));
+        client.sends_in_vain(rst(CLIENT_ISN.wrapping_add(0x3000_0000)), DropReason::BadReset);
+    }
+}
+
 /// The ends of a connection between two hosts on one side, whose stations are the fifth and the sixth.
 fn neighbours(side: Side, client: &Host, server: &Host) -> FlowKey {
     let own = if side == Side::Lan { server.ends().src } else { client.ends().src };
