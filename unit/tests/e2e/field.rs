@@ -11,7 +11,7 @@ use nix::sys::socket::{self, MsgFlags};
 use unit::netns::{self, Namespace, Rig, traffic};
 
 /// Both families: the client's address and the server's.
-const ENDS: [(IpAddr, IpAddr); 2] = [(netns::CLIENT_V4, netns::SERVER_V4), (netns::CLIENT_V6, netns::SERVER_V6)];
+pub const ENDS: [(IpAddr, IpAddr); 2] = [(netns::CLIENT_V4, netns::SERVER_V4), (netns::CLIENT_V6, netns::SERVER_V6)];
 
 /// The address of the neighbour in each family.
 const NEIGHBOUR: [IpAddr; 2] =

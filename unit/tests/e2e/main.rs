@@ -40,6 +40,7 @@ mod process;
 mod proved;
 mod queues;
 mod reload;
+mod reports;
 mod restart;
 mod rig;
 mod roles;

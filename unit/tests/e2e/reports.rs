@@ -1,0 +1,72 @@
+//! Reports from the field that depend on how a kernel at either end is set: SYN cookies, hop limits that neighbours demand, deferred accepting, TIME-WAIT, classes
+//! that are reflected. Over the bridge first, which is the truth, then through boxes of each kind. The rows of `docs/field.md` name these tests; what needs no kernel
+//! is in `unit/tests/engine/reports.rs`.
+
+use std::io;
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::thread;
+
+use harness::{note, test};
+use unit::netns::sockets::{self, Making};
+use unit::netns::{self, Namespace, Rig, TcpInfo, traffic};
+
+use super::field::ENDS;
+
+/// What a test puts in the middle: the bridge, and boxes of each kind.
+fn middles() -> impl Iterator<Item = Option<&'static str>> {
+    netns::MIDDLES.into_iter().chain([Some("handshake = early;")])
+}
+
+/// Listens at `ip` of the server, after `prepare` has seen the socket.
+fn listen(rig: &Rig, ip: IpAddr, prepare: impl FnOnce(&OwnedFd) -> io::Result<()> + Send) -> TcpListener {
+    rig.server.run(|| Making { port: 80, ..Making::default() }.listen(ip, prepare)).expect("listening")
+}
+
+/// Connects from `own` to a listener, after `prepare` has seen the socket, and returns both ends, the client's first.
+fn connect(
+    client: &Namespace,
+    own: IpAddr,
+    listener: &TcpListener,
+    prepare: impl FnOnce(&OwnedFd) -> io::Result<()> + Send,
+) -> io::Result<[TcpStream; 2]> {
+    let address = listener.local_addr()?;
+    let stream = client.run(|| Making::default().connect(own, address, prepare))?;
+    Ok([stream, sockets::accept(listener, traffic::PATIENCE)?])
+}
+
+/// So many bytes to the server, then to the client.
+fn talk([client, server]: [&TcpStream; 2], bytes: u64) -> io::Result<()> {
+    for (seed, from, to) in [(1, client, server), (2, server, client)] {
+        thread::scope(|scope| {
+            let sending = scope.spawn(|| traffic::send(from, seed, bytes));
+            traffic::receive(to, seed, Some(bytes))?;
+            sending.join().expect("a sender does not panic")
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_server_of_syn_cookies_that_met_a_client_without_timestamps_gives_the_next_one_all_options() {
+    for middle in middles() {
+        let rig = Rig::new();
+        rig.server.sysctl("net.ipv4.tcp_syncookies", "2");
+        let _proxy = netns::stand(&rig, middle);
+        for (own, ip) in ENDS {
+            let listener = listen(&rig, ip, |_| Ok(()));
+            for (n, has_timestamps) in [true, false, true, true].into_iter().enumerate() {
+                rig.client.sysctl("net.ipv4.tcp_timestamps", if has_timestamps { "1" } else { "0" });
+                let [client, server] = connect(&rig.client, own, &listener, |_| Ok(())).expect("connecting");
+                talk([&client, &server], 100_000).unwrap_or_else(|e| panic!("{middle:?}, {ip}, connection {n}: {e}"));
+                let options = [&client, &server].map(|end| TcpInfo::of(end).options());
+                note!("{middle:?}, {ip}, connection {n}: {options:?}");
+                if has_timestamps {
+                    assert_eq!(options, ["ts sack wscale"; 2], "{middle:?}, {ip}, connection {n}");
+                } else if middle.is_none() {
+                    assert_eq!(options, ["", ""], "{ip}: a cookie without timestamps keeps no options");
+                }
+            }
+        }
+    }
+}
