@@ -14,12 +14,12 @@ use unit::netns::{self, Namespace, Rig, traffic};
 pub const ENDS: [(IpAddr, IpAddr); 2] = [(netns::CLIENT_V4, netns::SERVER_V4), (netns::CLIENT_V6, netns::SERVER_V6)];
 
 /// The address of the neighbour in each family.
-const NEIGHBOUR: [IpAddr; 2] =
+pub const NEIGHBOUR: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(10, 77, 0, 8)), IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 8))];
 
 /// Puts a hub between the box and the host on this side, and a neighbour on the hub, who is returned with it: a bridge that remembers no
 /// station sends every frame everywhere, as switches do with frames to stations they have forgotten, and promiscuous port groups with all.
-fn hub(rig: &Rig, port: &str) -> [Namespace; 2] {
+pub fn hub(rig: &Rig, port: &str) -> [Namespace; 2] {
     let [hub, neighbour] = ["hub", "neighbour"].map(Namespace::new);
     hub.sysctl("net.ipv6.conf.default.disable_ipv6", "1");
     rig.middle.sh(&format!("ip link set {port} netns {} name near0", hub.name()));

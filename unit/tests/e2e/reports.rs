@@ -9,9 +9,9 @@ use std::thread;
 
 use harness::{note, test};
 use unit::netns::sockets::{self, Making};
-use unit::netns::{self, Namespace, Rig, TcpInfo, traffic};
+use unit::netns::{self, Namespace, Rig, Tap, TcpInfo, traffic};
 
-use super::field::ENDS;
+use super::field::{ENDS, NEIGHBOUR, hub};
 
 /// What a test puts in the middle: the bridge, and boxes of each kind.
 fn middles() -> impl Iterator<Item = Option<&'static str>> {
@@ -66,6 +66,37 @@ fn a_server_of_syn_cookies_that_met_a_client_without_timestamps_gives_the_next_o
                 } else if middle.is_none() {
                     assert_eq!(options, ["", ""], "{ip}: a cookie without timestamps keeps no options");
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn only_the_client_whose_route_bears_a_smaller_mss_sends_smaller_segments() {
+    /// What the server tells the neighbour, and what a segment with timestamps carries of it.
+    const TOLD: u32 = 1300;
+    const CARRIED: u32 = TOLD - 12;
+    for middle in middles() {
+        let rig = Rig::new();
+        let [_hub, neighbour] = hub(&rig, Rig::WAN);
+        for route in NEIGHBOUR.map(|neighbour| format!("ip route add {neighbour} dev s0 advmss {TOLD}")) {
+            rig.server.sh(&route);
+        }
+        let _proxy = netns::stand(&rig, middle);
+        for (family, (own, ip)) in ENDS.into_iter().enumerate() {
+            let listener = listen(&rig, ip, |_| Ok(()));
+            let whole = if ip.is_ipv4() { 1448 } else { 1428 };
+            let (client, neighbour) = ((&rig.client, own, whole), (&neighbour, NEIGHBOUR[family], CARRIED));
+            for (n, (host, own, wanted)) in [client, neighbour, neighbour, client].into_iter().enumerate() {
+                let tap = Tap::open(&rig.server);
+                let [client, server] = connect(host, own, &listener, |_| Ok(())).expect("connecting");
+                talk([&client, &server], 100_000).unwrap_or_else(|e| panic!("{middle:?}, {own}: {e}"));
+                let mss = TcpInfo::of(&client).get("snd_mss");
+                let from = client.local_addr().expect("it is connected");
+                let longest = tap.segments(|source, _| source == from).iter().map(|told| told.data).max();
+                note!("{middle:?}, {own}, connection {n}: MSS {mss}, longest segment {longest:?}");
+                assert_eq!(mss, wanted, "{middle:?}, {own}, connection {n}");
+                assert_eq!(longest, Some(wanted as usize), "{middle:?}, {own}, connection {n}");
             }
         }
     }
