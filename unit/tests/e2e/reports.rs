@@ -7,7 +7,7 @@ use std::net::{IpAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::thread;
 
-use harness::{note, test};
+use harness::{ignore, note, test};
 use unit::netns::sockets::{self, Making};
 use unit::netns::{self, Namespace, Rig, Tap, TcpInfo, traffic};
 
@@ -16,6 +16,24 @@ use super::field::{ENDS, NEIGHBOUR, hub};
 /// What a test puts in the middle: the bridge, and boxes of each kind.
 fn middles() -> impl Iterator<Item = Option<&'static str>> {
     netns::MIDDLES.into_iter().chain([Some("handshake = early;")])
+}
+
+/// Does what a test does with each of [`middles`] at the same time: it waits more than it computes. `prepare` changes the rig first.
+fn with_each<T>(prepare: impl Fn(&Rig) -> T, check: impl Fn(&Rig, Option<&str>) + Sync) {
+    let stand = |middle: Option<&'static str>| {
+        let rig = Rig::new();
+        let kept = prepare(&rig);
+        let proxy = netns::stand(&rig, middle);
+        (proxy, kept, rig, middle)
+    };
+    let rigs: Vec<_> = middles().map(stand).collect();
+    thread::scope(|scope| {
+        let check = &check;
+        let running: Vec<_> = rigs.iter().map(|(_, _, rig, middle)| scope.spawn(move || check(rig, *middle))).collect();
+        for one in running {
+            one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        }
+    });
 }
 
 /// Listens at `ip` of the server, after `prepare` has seen the socket.
@@ -100,4 +118,40 @@ fn only_the_client_whose_route_bears_a_smaller_mss_sends_smaller_segments() {
             }
         }
     }
+}
+
+/// The kernel's own proxy, in front of the server's port.
+const SYNPROXY: &str = "table ip front {
+     chain raw { type filter hook prerouting priority raw
+       tcp dport 80 tcp flags syn notrack
+     }
+     chain in { type filter hook input priority filter
+       tcp dport 80 ct state invalid,untracked synproxy mss 1460 wscale 7 timestamp sack-perm
+       ct state invalid drop
+     }
+   }";
+
+#[test]
+fn clients_of_a_server_behind_the_kernels_synproxy_keep_their_options() {
+    let (own, ip) = ENDS[0];
+    let put_in_front = |rig: &Rig| {
+        if !rig.server.command("nft").arg(SYNPROXY).status().is_ok_and(|status| status.success()) {
+            ignore("no SYNPROXY of nftables here");
+        }
+        rig.server.sysctl("net.netfilter.nf_conntrack_tcp_loose", "0");
+    };
+    with_each(put_in_front, |rig, middle| {
+        let listener = listen(rig, ip, |_| Ok(()));
+        for n in 0..3 {
+            let ends = connect(&rig.client, own, &listener, |_| Ok(()));
+            let [client, server] = ends.unwrap_or_else(|e| panic!("{middle:?}, connection {n}: {e}"));
+            talk([&client, &server], 200_000).unwrap_or_else(|e| panic!("{middle:?}, connection {n}: {e}"));
+            let infos = [&client, &server].map(TcpInfo::of);
+            note!("{middle:?}, connection {n}: {:?}", infos.map(|info| (info.options(), info.scales())));
+            for info in infos {
+                assert_eq!(info.options(), "ts sack wscale", "{middle:?}, connection {n}");
+            }
+            assert_eq!(infos[0].scales()[0], 7, "what the rule announces: {middle:?}, connection {n}");
+        }
+    });
 }
