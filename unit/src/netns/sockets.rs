@@ -161,9 +161,37 @@ pub fn send_more_headers(socket: &impl AsFd) -> io::Result<()> {
     const IPV6_OPTIONS: [libc::c_int; 2] = [54, 59];
     // Next header (the kernel's to fill in), length in units of eight bytes beyond the first, four bytes of padding (RFC 8200).
     const EMPTY: [u8; 8] = [0, 0, 1, 4, 0, 0, 0, 0];
-    match socket::getsockname::<socket::SockaddrStorage>(socket.as_fd().as_raw_fd())?.family() {
-        Some(socket::AddressFamily::Inet) => set_option(socket, libc::IPPROTO_IP, libc::IP_OPTIONS, &[1u8; 4]),
-        _ => IPV6_OPTIONS.iter().try_for_each(|&option| set_option(socket, libc::IPPROTO_IPV6, option, &EMPTY)),
+    match speaks_v4(socket)? {
+        true => set_option(socket, libc::IPPROTO_IP, libc::IP_OPTIONS, &[1u8; 4]),
+        false => IPV6_OPTIONS.iter().try_for_each(|&option| set_option(socket, libc::IPPROTO_IPV6, option, &EMPTY)),
+    }
+}
+
+/// Whether a socket is one of IPv4.
+fn speaks_v4(socket: &impl AsFd) -> io::Result<bool> {
+    let family = socket::getsockname::<socket::SockaddrStorage>(socket.as_fd().as_raw_fd())?.family();
+    Ok(family == Some(socket::AddressFamily::Inet))
+}
+
+/// Has what the socket sends, and those that a listening one will accept, bear this TTL or hop limit.
+///
+/// # Errors
+/// The kernel's.
+pub fn set_hop_limit(socket: &impl AsFd, hops: u8) -> io::Result<()> {
+    match speaks_v4(socket)? {
+        true => set_option(socket, libc::IPPROTO_IP, libc::IP_TTL, &i32::from(hops)),
+        false => set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, &i32::from(hops)),
+    }
+}
+
+/// Has the socket, and those that a listening one will accept, take no segment with a lower TTL or hop limit (RFC 5082).
+///
+/// # Errors
+/// The kernel's.
+pub fn require_hop_limit(socket: &impl AsFd, least: u8) -> io::Result<()> {
+    match speaks_v4(socket)? {
+        true => set_option(socket, libc::IPPROTO_IP, libc::IP_MINTTL, &i32::from(least)),
+        false => set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MINHOPCOUNT, &i32::from(least)),
     }
 }
 

@@ -2,10 +2,11 @@
 //! that are reflected. Over the bridge first, which is the truth, then through boxes of each kind. The rows of `docs/field.md` name these tests; what needs no kernel
 //! is in `unit/tests/engine/reports.rs`.
 
-use std::io;
-use std::net::{IpAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use harness::{ignore, note, test};
 use unit::netns::sockets::{self, Making};
@@ -154,4 +155,101 @@ fn clients_of_a_server_behind_the_kernels_synproxy_keep_their_options() {
             assert_eq!(infos[0].scales()[0], 7, "what the rule announces: {middle:?}, connection {n}");
         }
     });
+}
+
+/// Connects from a port that another connection had a moment ago, which the client's kernel may be about to forget; 0 is any port.
+fn connect_from(
+    client: &Namespace,
+    own: SocketAddr,
+    address: SocketAddr,
+    prepare: impl Fn(&OwnedFd) -> io::Result<()> + Sync,
+) -> io::Result<TcpStream> {
+    let (making, begin) = (Making { port: own.port(), ..Making::default() }, Instant::now());
+    loop {
+        let is_taken = |error: &io::Error| matches!(error.kind(), ErrorKind::AddrNotAvailable | ErrorKind::AddrInUse);
+        match client.run(|| making.connect(own.ip(), address, &prepare)) {
+            Err(error) if is_taken(&error) && begin.elapsed() < traffic::PATIENCE => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// As a daemon that peers with its neighbour alone (RFC 5082).
+fn demand_neighbours(socket: &impl AsFd) -> io::Result<()> {
+    sockets::set_hop_limit(socket, 255)?;
+    sockets::require_hop_limit(socket, 255)
+}
+
+/// Whether a client that is further away than a neighbour hears anything of the server.
+fn hears_nothing(rig: &Rig, address: SocketAddr) -> bool {
+    let moment = Duration::from_millis(500);
+    let heard = rig.client.run(|| TcpStream::connect_timeout(&address, moment)).and_then(|mut stream| {
+        stream.set_read_timeout(Some(moment))?;
+        stream.write_all(b"hello")?;
+        stream.read(&mut [0])
+    });
+    heard.is_err_and(|error| matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock))
+}
+
+#[test]
+fn neighbours_that_take_no_segment_from_afar_connect() {
+    with_each(
+        |_| (),
+        |rig, middle| {
+            for (own, ip) in ENDS {
+                let refused = || [&rig.client, &rig.server].map(|host| host.counters().get("TcpExtTCPMinTTLDrop"));
+                let before = refused();
+                let listener = listen(rig, ip, demand_neighbours);
+                for n in 0..3 {
+                    let ends = connect(&rig.client, own, &listener, demand_neighbours);
+                    let [client, server] = ends.unwrap_or_else(|e| panic!("{middle:?}, {ip}, connection {n}: {e}"));
+                    talk([&client, &server], 10_000)
+                        .unwrap_or_else(|e| panic!("{middle:?}, {ip}, connection {n}: {e}"));
+                }
+                assert_eq!(refused(), before, "{middle:?}, {ip}: client or server got lower hop limits");
+                // They do demand it.
+                assert!(hears_nothing(rig, SocketAddr::new(ip, 80)), "{middle:?}, {ip}");
+            }
+        },
+    );
+}
+
+#[test]
+fn neighbours_may_demand_the_hop_limit_once_they_are_connected() {
+    with_each(
+        |_| (),
+        |rig, middle| {
+            for (own, ip) in ENDS {
+                let what = format!("{middle:?}, {ip}");
+                let listener = listen(rig, ip, |_| Ok(()));
+                let address = listener.local_addr().expect("it listens");
+                let meet = |port| {
+                    let own = SocketAddr::new(own, port);
+                    let client = connect_from(&rig.client, own, address, |it| sockets::set_hop_limit(it, 255));
+                    let client = client.unwrap_or_else(|e| panic!("{what}: {e}"));
+                    sockets::require_hop_limit(&client, 255).expect("an option");
+                    let server = sockets::accept(&listener, traffic::PATIENCE);
+                    let server = server.unwrap_or_else(|e| panic!("{what}: {e}"));
+                    // It demands nothing: a kernel's resets have the usual hop limit, and it is to take one.
+                    sockets::set_hop_limit(&server, 255).expect("an option");
+                    talk([&client, &server], 10_000).unwrap_or_else(|e| panic!("{what}: {e}"));
+                    (client, server)
+                };
+                for _ in 0..2 {
+                    meet(0);
+                }
+                let (client, _forgotten) = meet(0);
+                let own = client.local_addr().expect("it is connected");
+                sockets::vanish(client).expect("a socket under repair");
+                let tap = Tap::open(&rig.client);
+                meet(own.port());
+                // It is challenged first, as by the server on that connection.
+                let challenge = &tap.segments(|from, to| (from, to) == (address, own))[0];
+                assert_eq!(challenge.flags, "ACK", "{what}: {challenge:?}");
+                assert!(challenge.ip.starts_with("ttl 255,"), "{what}: {challenge:?}");
+            }
+        },
+    );
 }
