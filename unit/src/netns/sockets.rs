@@ -195,6 +195,17 @@ pub fn require_hop_limit(socket: &impl AsFd, least: u8) -> io::Result<()> {
     }
 }
 
+/// Has what the socket sends bear this DSCP (RFC 2474).
+///
+/// # Errors
+/// The kernel's.
+pub fn set_dscp(socket: &impl AsFd, dscp: u8) -> io::Result<()> {
+    match speaks_v4(socket)? {
+        true => set_option(socket, libc::IPPROTO_IP, libc::IP_TOS, &(i32::from(dscp) << 2)),
+        false => set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &(i32::from(dscp) << 2)),
+    }
+}
+
 /// Puts four bytes of options (NOPs) into the IPv4 header of every segment that the socket sends from now on, or leaves them out again.
 ///
 /// # Errors

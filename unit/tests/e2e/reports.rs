@@ -253,3 +253,33 @@ fn neighbours_may_demand_the_hop_limit_once_they_are_connected() {
         },
     );
 }
+
+#[test]
+fn the_class_of_a_syn_is_that_of_a_connection_to_a_server_that_reflects_it() {
+    const DSCP: u8 = 46;
+    for middle in middles() {
+        let rig = Rig::new();
+        rig.server.sysctl("net.ipv4.tcp_reflect_tos", "1");
+        let _proxy = netns::stand(&rig, middle);
+        for (own, ip) in ENDS {
+            let listener = listen(&rig, ip, |_| Ok(()));
+            let address = listener.local_addr().expect("it listens");
+            for n in 0..2 {
+                let [at_client, at_server] = [&rig.client, &rig.server].map(Tap::open);
+                let ends = connect(&rig.client, own, &listener, |socket| sockets::set_dscp(socket, DSCP));
+                let [client, server] = ends.expect("connecting");
+                talk([&client, &server], 10_000).unwrap_or_else(|e| panic!("{middle:?}, {ip}, connection {n}: {e}"));
+                let own = client.local_addr().expect("it is connected");
+                for (tap, from, to, first) in [(at_server, own, address, "SYN"), (at_client, address, own, "SYN+ACK")] {
+                    let heard = tap.segments(|source, destination| (source, destination) == (from, to));
+                    assert_eq!(heard[0].flags, first, "{middle:?}, {ip}, connection {n}");
+                    let data = heard.iter().filter(|told| told.data > 0).count();
+                    assert!(data > 0, "{middle:?}, {ip}, connection {n}: no data from {from}");
+                    let others: Vec<_> =
+                        heard.iter().filter(|told| !told.ip.contains(&format!("dscp {DSCP}"))).collect();
+                    assert!(others.is_empty(), "{middle:?}, {ip}, connection {n}: from {from}: {others:?}");
+                }
+            }
+        }
+    }
+}
