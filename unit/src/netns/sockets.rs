@@ -206,6 +206,14 @@ pub fn set_dscp(socket: &impl AsFd, dscp: u8) -> io::Result<()> {
     }
 }
 
+/// Has a listener accept a connection when its first data has come, or after about so many seconds.
+///
+/// # Errors
+/// The kernel's.
+pub fn defer_accept(listener: &impl AsFd, seconds: i32) -> io::Result<()> {
+    set_option(listener, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, &seconds)
+}
+
 /// Puts four bytes of options (NOPs) into the IPv4 header of every segment that the socket sends from now on, or leaves them out again.
 ///
 /// # Errors

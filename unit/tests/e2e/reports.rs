@@ -283,3 +283,57 @@ fn the_class_of_a_syn_is_that_of_a_connection_to_a_server_that_reflects_it() {
         }
     }
 }
+
+/// Does it in both families at the same time.
+fn in_both_families(check: impl Fn(IpAddr, IpAddr) + Sync) {
+    thread::scope(|scope| {
+        let check = &check;
+        let running = ENDS.map(|(own, ip)| scope.spawn(move || check(own, ip)));
+        for one in running {
+            one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        }
+    });
+}
+
+/// That no connection comes within this time.
+fn accepts_none(listener: &TcpListener, time: Duration, what: &str) {
+    let accepted = sockets::accept(listener, time).map_err(|error| error.kind());
+    assert!(matches!(accepted, Err(ErrorKind::WouldBlock)), "{what}: accepted too soon: {accepted:?}");
+}
+
+/// How many SYNs from `from` to `to`, or answers to them, there were.
+fn syns(tap: Tap, from: SocketAddr, to: SocketAddr) -> usize {
+    tap.segments(|source, target| (source, target) == (from, to))
+        .iter()
+        .filter(|told| told.flags.contains("SYN"))
+        .count()
+}
+
+fn a_deferred_connection_opens(rig: &Rig, middle: Option<&str>, own: IpAddr, ip: IpAddr) {
+    let listener = listen(rig, ip, |socket| sockets::defer_accept(socket, 3));
+    let address = listener.local_addr().expect("it listens");
+    // Less than the server waits for data, and more.
+    for silence in [Duration::from_millis(500), Duration::from_millis(4500)] {
+        let what = format!("{middle:?}, {ip}, silent for {silence:?}");
+        let tap = Tap::open(&rig.server);
+        let begin = Instant::now();
+        let client = rig.client.run(|| Making::default().connect(own, address, |_| Ok(())));
+        let mut client = client.unwrap_or_else(|e| panic!("{what}: {e}"));
+        accepts_none(&listener, Duration::from_millis(500), &what);
+        thread::sleep(silence.saturating_sub(begin.elapsed()));
+        client.write_all(b"hello").unwrap_or_else(|e| panic!("{what}: {e}"));
+        let mut server = sockets::accept(&listener, traffic::PATIENCE).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let mut heard = [0; 5];
+        server.read_exact(&mut heard).unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert_eq!(&heard, b"hello", "{what}");
+        talk([&client, &server], 1000).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let answers = syns(tap, address, client.local_addr().expect("it is connected"));
+        note!("{what}: {answers} SYN-ACKs");
+        assert!(silence.as_secs() == 0 || answers > 1, "{what}: the server has not repeated its SYN-ACK");
+    }
+}
+
+#[test]
+fn a_server_that_defers_accepting_is_connected_to_clients_that_are_silent() {
+    with_each(|_| (), |rig, middle| in_both_families(|own, ip| a_deferred_connection_opens(rig, middle, own, ip)));
+}
