@@ -214,6 +214,19 @@ pub fn defer_accept(listener: &impl AsFd, seconds: i32) -> io::Result<()> {
     set_option(listener, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, &seconds)
 }
 
+/// Has a client that is not connected yet begin with this sequence number, and leave out the random choice of one.
+///
+/// # Errors
+/// The kernel's.
+pub fn begin_at(socket: &impl AsFd, number: u32) -> io::Result<()> {
+    const TCP_SEND_QUEUE: i32 = 2;
+    for (option, value) in [(libc::TCP_REPAIR, 1), (libc::TCP_REPAIR_QUEUE, TCP_SEND_QUEUE)] {
+        set_option(socket, libc::IPPROTO_TCP, option, &value)?;
+    }
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_QUEUE_SEQ, &number)?;
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_REPAIR, &0i32)
+}
+
 /// Puts four bytes of options (NOPs) into the IPv4 header of every segment that the socket sends from now on, or leaves them out again.
 ///
 /// # Errors

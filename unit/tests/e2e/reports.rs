@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use harness::{ignore, note, test};
 use unit::netns::sockets::{self, Making};
-use unit::netns::{self, Namespace, Rig, Tap, TcpInfo, traffic};
+use unit::netns::{self, Namespace, Rig, Tap, TcpInfo, traffic, within};
 
 use super::field::{ENDS, NEIGHBOUR, hub};
 
@@ -336,4 +336,89 @@ fn a_deferred_connection_opens(rig: &Rig, middle: Option<&str>, own: IpAddr, ip:
 #[test]
 fn a_server_that_defers_accepting_is_connected_to_clients_that_are_silent() {
     with_each(|_| (), |rig, middle| in_both_families(|own, ip| a_deferred_connection_opens(rig, middle, own, ip)));
+}
+
+/// The port that a client uses again.
+const REUSED: u16 = 5000;
+
+/// A connection from [`REUSED`] that begins with this number.
+fn connect_again(rig: &Rig, own: IpAddr, address: SocketAddr, number: u32) -> io::Result<TcpStream> {
+    let own = SocketAddr::new(own, REUSED);
+    connect_from(&rig.client, own, address, |socket| sockets::begin_at(socket, number))
+}
+
+/// The server's connection from [`REUSED`] to this address of it, if it is in TIME-WAIT. `ss` does what else is said to it.
+fn waiting(rig: &Rig, ip: IpAddr, also: &str) -> bool {
+    !rig.server.sh(&format!("ss -tanH {also} state time-wait src {}", SocketAddr::new(ip, 80))).is_empty()
+}
+
+/// Opens a connection from [`REUSED`] and has the server end it first, which it remembers then.
+fn leave_waiting(rig: &Rig, own: IpAddr, listener: &TcpListener) {
+    let address = listener.local_addr().expect("it listens");
+    let client = connect_again(rig, own, address, 2_000_000_000).expect("the first connection");
+    let server = sockets::accept(listener, traffic::PATIENCE).expect("accepting");
+    talk([&client, &server], 1000).expect("talking");
+    drop(server);
+    traffic::expect_end(&client).expect("the server's end");
+    drop(client);
+    within(traffic::PATIENCE, "the server is in TIME-WAIT", || waiting(rig, address.ip(), ""));
+}
+
+#[test]
+fn a_port_is_used_again_while_its_server_is_in_time_wait() {
+    with_each(
+        |rig| rig.client.sysctl("net.ipv4.tcp_timestamps", "0"),
+        |rig, middle| {
+            in_both_families(|own, ip| {
+                let listener = listen(rig, ip, |_| Ok(()));
+                let address = listener.local_addr().expect("it listens");
+                leave_waiting(rig, own, &listener);
+                let (tap, begin) = (Tap::open(&rig.server), Instant::now());
+                let client = connect_again(rig, own, address, 1000);
+                let client = client.unwrap_or_else(|e| panic!("{middle:?}, {ip}: {e}"));
+                let connected = begin.elapsed();
+                let server = sockets::accept(&listener, traffic::PATIENCE);
+                let server = server.unwrap_or_else(|e| panic!("{middle:?}, {ip}: {e}"));
+                let accepted = begin.elapsed();
+                talk([&client, &server], 1000).unwrap_or_else(|e| panic!("{middle:?}, {ip}: {e}"));
+                let syns = syns(tap, SocketAddr::new(own, REUSED), address);
+                note!("{middle:?}, {ip}: connected after {connected:?}, accepted after {accepted:?}, {syns} SYNs");
+                assert!(syns > 1, "{middle:?}, {ip}: the first SYN is to meet the connection that was");
+            });
+        },
+    );
+}
+
+#[test]
+fn a_server_that_keeps_its_time_wait_takes_the_port_again_when_that_is_over() {
+    with_each(
+        |rig| {
+            rig.client.sysctl("net.ipv4.tcp_timestamps", "0");
+            rig.server.sysctl("net.ipv4.tcp_rfc1337", "1");
+        },
+        |rig, middle| {
+            in_both_families(|own, ip| {
+                let what = format!("{middle:?}, {ip}");
+                let listener = listen(rig, ip, |_| Ok(()));
+                let address = listener.local_addr().expect("it listens");
+                leave_waiting(rig, own, &listener);
+                let (tap, begin) = (Tap::open(&rig.server), Instant::now());
+                let [client, server] = thread::scope(|scope| {
+                    let client = scope.spawn(move || connect_again(rig, own, address, 1000));
+                    accepts_none(&listener, Duration::from_millis(1500), &what);
+                    assert!(waiting(rig, ip, ""), "{what}: no reset ends it");
+                    // In place of a minute.
+                    waiting(rig, ip, "-K");
+                    assert!(!waiting(rig, ip, ""), "{what}");
+                    let server = sockets::accept(&listener, traffic::PATIENCE);
+                    let client = client.join().expect("a client does not panic");
+                    [client, server].map(|end| end.unwrap_or_else(|e| panic!("{what}: {e}")))
+                });
+                let accepted = begin.elapsed();
+                talk([&client, &server], 1000).unwrap_or_else(|e| panic!("{what}: {e}"));
+                let syns = syns(tap, SocketAddr::new(own, REUSED), address);
+                note!("{what}: accepted after {accepted:?}, {syns} SYNs");
+            });
+        },
+    );
 }
