@@ -2,15 +2,18 @@
 //! that are reflected. Over the bridge first, which is the truth, then through boxes of each kind. The rows of `docs/field.md` name these tests; what needs no kernel
 //! is in `unit/tests/engine/reports.rs`.
 
+use std::cell::RefCell;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use etherparse::{TcpOptionElement, TcpSlice};
 use harness::{ignore, note, test};
+use pktio::impair::Impairment;
 use unit::netns::sockets::{self, Making};
-use unit::netns::{self, Namespace, Rig, Tap, TcpInfo, traffic, within};
+use unit::netns::{self, Namespace, Rig, Tap, TcpInfo, TimedTap, traffic, within};
 
 use super::field::{ENDS, NEIGHBOUR, hub};
 
@@ -419,6 +422,68 @@ fn a_server_that_keeps_its_time_wait_takes_the_port_again_when_that_is_over() {
                 let syns = syns(tap, SocketAddr::new(own, REUSED), address);
                 note!("{what}: accepted after {accepted:?}, {syns} SYNs");
             });
+        },
+    );
+}
+
+/// How many ticks a timestamp may run ahead in this time, as pf judges it with `scrub reassemble tcp`: thirty seconds and the time itself, by a clock of at most
+/// 1.1 kHz.
+fn allowed(time: Duration) -> u32 {
+    ((time + Duration::from_secs(30)).as_secs_f64() * 1100.0) as u32
+}
+
+/// Judges the clock of `from` as `to` sees it: the longest step.
+fn judge_clock(tap: TimedTap, (from, to): (SocketAddr, SocketAddr), what: &str) -> u32 {
+    let values = RefCell::new(Vec::new());
+    let clock = |tcp: &TcpSlice| {
+        tcp.options_iterator().find_map(|option| match option {
+            Ok(TcpOptionElement::Timestamp(value, _)) => Some(value),
+            _ => None,
+        })
+    };
+    let times = tap.times(|source, target, tcp| {
+        let value = ((source, target) == (from, to)).then(|| clock(tcp)).flatten();
+        values.borrow_mut().extend(value);
+        value.is_some()
+    });
+    let values = values.into_inner();
+    assert!(values.len() >= 5, "{what}: only {} segments with a timestamp", values.len());
+    let mut longest = 0;
+    for (n, (time, value)) in times.windows(2).zip(values.windows(2)).enumerate() {
+        let (time, step) = (time[1].saturating_sub(time[0]), value[1].wrapping_sub(value[0]));
+        assert!(step <= allowed(time), "{what}: segment {} after {time:?}: {step} ticks", n + 1);
+        longest = longest.max(step);
+    }
+    longest
+}
+
+#[test]
+fn no_clock_runs_ahead_so_far_that_pf_would_mind() {
+    let far = Impairment { delay: Duration::from_millis(25), ..Impairment::default() };
+    with_each(
+        |rig| rig.impair(far, 7),
+        |rig, middle| {
+            for (own, ip) in ENDS {
+                let listener = listen(rig, ip, |_| Ok(()));
+                let address = listener.local_addr().expect("it listens");
+                for n in 0..3 {
+                    let taps = [&rig.client, &rig.server].map(TimedTap::open);
+                    let ends = connect(&rig.client, own, &listener, |_| Ok(()));
+                    let [client, server] = ends.unwrap_or_else(|e| panic!("{middle:?}, {ip}: {e}"));
+                    for _ in 0..3 {
+                        talk([&client, &server], 1000).unwrap_or_else(|e| panic!("{middle:?}, {ip}: {e}"));
+                        thread::sleep(Duration::from_millis(100));
+                    }
+                    let own = client.local_addr().expect("it is connected");
+                    let [at_client, at_server] = taps;
+                    let what = format!("{middle:?}, {ip}, connection {n}");
+                    let steps = [
+                        judge_clock(at_client, (address, own), &format!("{what}, to the client")),
+                        judge_clock(at_server, (own, address), &format!("{what}, to the server")),
+                    ];
+                    note!("{what}: longest steps {steps:?}");
+                }
+            }
         },
     );
 }
