@@ -1,10 +1,11 @@
 //! The places where a box stands, with the very commands of `docs/deployments.md`. The machine's own services are in `host`, bonds in `bonds`.
 
+use std::io::{Read, Write};
 use std::net::IpAddr;
 
 use harness::{note, test};
 use unit::netns::tags::{CUSTOMER, PROVIDER};
-use unit::netns::{self, Appliance, CACHE_ON, Card, Namespace, Rig, traffic};
+use unit::netns::{self, Appliance, CACHE_ON, Card, Namespace, Rig, TcpInfo, traffic};
 
 const MB: u64 = 1 << 20;
 
@@ -123,6 +124,51 @@ fn servers_behind_two_boxes_in_a_row_are_protected_by_both() {
     assert_eq!(boxes.len(), 2);
     is_served(&rig.client, &rig.server, 2 * MB);
     end(boxes);
+}
+
+#[test]
+fn two_boxes_in_a_row_work_whatever_their_handshakes() {
+    const HANDSHAKES: [&str; 2] = ["handshake = honest;", "handshake = early;"];
+    for (outer, inner) in HANDSHAKES.into_iter().flat_map(|outer| HANDSHAKES.map(|inner| (outer, inner))) {
+        let rig = Rig::new();
+        let several = rig.queue_counts();
+        rig.middle.sh(&format!(
+            "ip link add x0 {several} type veth peer name x1 {several}; ip link set x0 up; ip link set x1 up"
+        ));
+        // The inner one keeps all of a connection in its cookie, which the outer one is to bring back.
+        let ports =
+            [[format!("xdp:{}", Rig::LAN), "xdp:x0".to_owned()], ["xdp:x1".to_owned(), format!("xdp:{}", Rig::WAN)]];
+        let boxes = [(inner, netns::CACHE_OFF), (outer, CACHE_ON)].into_iter().zip(&ports).map(
+            |((handshake, cache), ports)| {
+                Appliance::start_in(&rig, &rig.middle, ports, &format!("{handshake} {cache} adopt_grace = 0;"), &[])
+            },
+        );
+        let boxes: Vec<Appliance> = boxes.collect();
+        for ip in [netns::SERVER_V4, netns::SERVER_V6] {
+            // The server speaks first, as one of mail does.
+            let service = rig.server.serve(ip, 0, |mut stream| {
+                stream.write_all(b"220 ready")?;
+                traffic::echo(stream)
+            });
+            for n in 0..3 {
+                let what = format!("outside {outer} inside {inner} {ip}, connection {n}");
+                let mut stream = rig.client.connect(service.address).unwrap_or_else(|e| panic!("{what}: {e}"));
+                let mut heard = [0; 9];
+                stream.read_exact(&mut heard).unwrap_or_else(|e| panic!("{what}: {e}"));
+                assert_eq!(&heard, b"220 ready", "{what}");
+                let options = TcpInfo::of(&stream).options();
+                assert_eq!(options, "ts sack wscale", "{what}");
+                stream.write_all(b"HELO").unwrap_or_else(|e| panic!("{what}: {e}"));
+                stream.read_exact(&mut heard[..4]).unwrap_or_else(|e| panic!("{what}: {e}"));
+            }
+        }
+        is_served(&rig.client, &rig.server, MB);
+        for one in boxes {
+            let report = one.stop();
+            assert!(report.status.success());
+            assert_eq!(report.figure("spliced"), Some(8), "{}", report.log.join("\n"));
+        }
+    }
 }
 
 /// The rig's box has its WAN port alone, under the name of the page.
