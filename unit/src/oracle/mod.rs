@@ -565,6 +565,10 @@ impl Oracle {
         if let Some(end) = self.ends.get_mut(&(segment.source, segment.destination)) {
             end.said.1 += 1;
             end.marks += u64::from(!corrupt && passes.is_some_and(|ancestor| ancestor.ecn == CE));
+            if corrupt && passes.is_some() {
+                // The box does not add up each segment, so this may be the last it has seen of that end.
+                end.voice.note(segment.hops, segment.class);
+            }
         }
         let ends = [(segment.destination, segment.source), (segment.source, segment.destination)];
         let [Some(end), Some(peer)] = ends.map(|ends| self.ends.get(&ends)) else { return Ok(()) };
