@@ -107,20 +107,27 @@ fn hosts_with_default_offloads_are_served_with_jumbo_frames() {
     }
 }
 
-fn hosts_with_default_offloads_are_served_behind(tags: &[Tag]) {
+fn hosts_with_default_offloads_are_served_behind(tags: &[Tag], mtu: u32) {
     for backend in Backend::ALL {
-        hosts_with_default_offloads_are_served(Rig::tagged(1500, tags), 1500, backend, MB);
+        hosts_with_default_offloads_are_served(Rig::tagged(mtu, tags), mtu as usize, backend, MB);
     }
 }
 
 #[test]
 fn hosts_with_default_offloads_are_served_behind_a_tag() {
-    hosts_with_default_offloads_are_served_behind(&[CUSTOMER]);
+    hosts_with_default_offloads_are_served_behind(&[CUSTOMER], 1500);
 }
 
 #[test]
 fn hosts_with_default_offloads_are_served_behind_two_tags() {
-    hosts_with_default_offloads_are_served_behind(&[PROVIDER, CUSTOMER]);
+    hosts_with_default_offloads_are_served_behind(&[PROVIDER, CUSTOMER], 1500);
+}
+
+#[test]
+fn hosts_with_default_offloads_are_served_with_jumbo_frames_behind_tags() {
+    for tags in [&[CUSTOMER][..], &[PROVIDER, CUSTOMER]] {
+        hosts_with_default_offloads_are_served_behind(tags, 9000);
+    }
 }
 
 #[test]
