@@ -363,6 +363,18 @@ pub fn establish(proxy: &mut Proxy, worker: &mut Worker, connections: &mut [Conn
     }
 }
 
+/// Has the ends of these connections on `side` send some data.
+pub fn send(proxy: &mut Proxy, worker: &mut Worker, connections: &[Connection], side: Side) {
+    for batch in connections.chunks(BATCH) {
+        for (n, connection) in batch.iter().enumerate() {
+            worker.blank(n);
+            worker.write(n, side, connection.pair, &connection.segment(side, Flags::ACK, QUESTION));
+        }
+        worker.poll(proxy, side);
+        assert_eq!(others(worker, Verdict::Forward), 0, "data went astray");
+    }
+}
+
 /// Numbers below `count` in a random order.
 fn shuffled(count: usize) -> Vec<u32> {
     let mut chance = Chance(17);
@@ -430,14 +442,7 @@ pub struct Errors {
 impl Errors {
     /// Errors about these connections, whose servers send some data for that.
     pub fn new(proxy: &mut Proxy, worker: &mut Worker, connections: Vec<Connection>) -> Self {
-        for batch in connections.chunks(BATCH) {
-            for (n, connection) in batch.iter().enumerate() {
-                worker.blank(n);
-                worker.write(n, Side::Lan, connection.pair, &connection.segment(Side::Lan, Flags::ACK, QUESTION));
-            }
-            worker.poll(proxy, Side::Lan);
-            assert_eq!(others(worker, Verdict::Forward), 0, "a server's data went astray");
-        }
+        send(proxy, worker, &connections, Side::Lan);
         Self { order: shuffled(connections.len()), connections, at: 0 }
     }
 
