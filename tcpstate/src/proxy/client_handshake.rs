@@ -706,7 +706,7 @@ impl Proxy {
             }
             // The LAN host has sent a SYN on the same 4-tuple at the same time.
             (Side::Lan, Kind::Syn) => self.remember_server_syn(ctx, id),
-            // Whoever sent the SYN has not proved that it is the other end's, which runs another connection with the LAN.
+            // The SYN proves nothing, and the LAN shows that it has another connection with that end.
             (Side::Lan, Kind::Ack) if self.adopts(ctx.key(), ctx.now) => {
                 self.forget(id);
                 self.on_unknown_connection(ctx)
@@ -733,7 +733,7 @@ fn agree_on_ecn(asked: Ace, server: KnownEcn) -> Ecn {
         (Ace(0), _) => Ecn::Silent,
         (Ace::CLASSIC_SYN, KnownEcn::Nothing) => Ecn::Asked,
         (Ace::CLASSIC_SYN, _) | (Ace::ACCURATE_SYN, KnownEcn::Classic) => Ecn::Agreed,
-        // Whoever was answered with the classic kind would keep the server from ever being asked for this one.
+        // A client that was told the classic kind would keep the server from ever being asked for this one.
         (Ace::ACCURATE_SYN, KnownEcn::Nothing | KnownEcn::ClassicAtLeast) => Ecn::AccurateAsked,
         // RFC 9768 section 3.1.3: the reserved combinations count as asking for accurate ECN, where the server knows it.
         (_, KnownEcn::Accurate) => Ecn::AccurateAgreed,
