@@ -266,6 +266,8 @@ pub fn state(data: &[u8]) {
         table_buckets: FLOWS / Config::FLOWS_PER_BUCKET,
         syn_cache_max: 16,
         learn_capacity: 16,
+        recent_syns: 64,
+        refused_syns: 64,
         test_connections: true,
         ..Config::default()
     };
@@ -353,6 +355,9 @@ fn config(shape: u8, variant: u8) -> Config {
         table_buckets: if shape & 1 == 1 { 1 } else { 16 },
         syn_cache_max: [0, 2, 64, 1][usize::from(shape >> 1 & 3)],
         learn_capacity: 4,
+        // What must be zeroed for each input is small.
+        recent_syns: 64,
+        refused_syns: 64,
         sack_conflict: if bit(7) { SackConflict::Retain } else { SackConflict::Remove },
         own_wscale: if bit(6) { 14 } else { 7 },
         mss_clamp: bit(5).then_some(1000),

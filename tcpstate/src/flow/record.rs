@@ -71,7 +71,8 @@ impl FlowFlags {
     pub const EARLY: FlowFlags = FlowFlags(1 << 19);
     /// The client has sent data or acknowledged some.
     pub const CARRIED: FlowFlags = FlowFlags(1 << 20);
-    /// A SYN was answered with a challenge ACK, and nothing has come from the client on this connection since.
+    /// A SYN was answered with a challenge ACK, and nothing has come from the client on this connection since. Before the server has answered: it was the
+    /// server that answered the box's SYN so, because it remembers an older connection.
     pub const SYN_CHALLENGED: FlowFlags = FlowFlags(1 << 21);
     /// The server announced a smaller MSS than the client's SYN-ACK.
     pub const MSS_BROKEN: FlowFlags = FlowFlags(1 << 22);

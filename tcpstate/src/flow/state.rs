@@ -168,6 +168,8 @@ impl State {
                 | (FinWait, LastAck)
                 // The client's first ACK brings its FIN, behind early data and FIN of the server.
                 | (Established, LastAck)
+                // It brings all that was missing of a connection whose ends finished before the box had seen its handshake.
+                | (Established, TimeWait)
                 | (LastAck, TimeWait)
                 | (AckWithheld | WindowPending | SynSent | SynReceived | Established | FinWait | LastAck | TimeWait, Reset)
                 // The kernel forwards its segments, until one comes that it does not forward.

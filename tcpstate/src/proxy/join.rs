@@ -23,6 +23,7 @@ pub(super) fn join(
     ecn::join(flow, answer.flags, field);
     flow.attempts = 0;
     flow.set(FlowFlags::REOPENING, false);
+    flow.set(FlowFlags::SYN_CHALLENGED, false);
     flow.set(FlowFlags::SACK_LAN, flow.is(FlowFlags::SACK) && answered.sack_permitted);
     join_scales(flow, answered.scale);
     join_timestamps(flow, answered, now);

@@ -266,7 +266,7 @@ impl Proxy {
     }
 
     /// Segments of the server while it has not answered.
-    pub(super) fn on_server_while_server_syn_sent(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+    pub(super) fn on_server_while_server_syn_sent(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
         if self.table[id].is(FlowFlags::REDIRECTED) {
             return self.on_server_of_service(ctx, id);
         }
@@ -295,13 +295,20 @@ impl Proxy {
             return self.cross(ctx, id, &syn);
         }
         if flags.has(Flags::ACK) && !answers {
-            // The server remembers an older connection of these ends. The client itself would answer so (RFC 9293 section 3.10.7.3); and drop what
-            // acknowledges its SYN without bearing another.
-            let soon = tick(ctx.now).wrapping_add(AFTER_RESET);
-            self.table.schedule(id, soon);
-            return self.reset_in_place(&mut ctx, Some(id));
+            // The client itself would drop what acknowledges its SYN without bearing another.
+            return self.answer_challenge(ctx, id, AFTER_RESET);
         }
         Verdict::Drop(DropReason::WrongState)
+    }
+
+    /// The server remembers an older connection of these ends. The client itself would reset that (RFC 9293 section 3.10.7.3), and repeat its SYN soon; but
+    /// once: a server that keeps its TIME-WAIT is asked no oftener than one that is silent.
+    pub(super) fn answer_challenge(&mut self, mut ctx: Context<impl Egress>, id: Id, soon: Ticks) -> Verdict {
+        if !self.table[id].is(FlowFlags::SYN_CHALLENGED) {
+            self.table.update(id, |flow| flow.set(FlowFlags::SYN_CHALLENGED, true));
+            self.table.schedule(id, tick(ctx.now).wrapping_add(soon));
+        }
+        self.reset_in_place(&mut ctx, Some(id))
     }
 
     /// The server refuses: the client, which takes itself for connected, gets a reset it must accept.
@@ -587,7 +594,7 @@ impl Proxy {
             self.abort_server(id, egress);
             return self.forget(id);
         }
-        if self.table[id].attempts > 0 {
+        if self.table[id].attempts > 0 && !self.table[id].is(FlowFlags::SYN_CHALLENGED) {
             // Two SYNs of the box have got no answer.
             self.remember(&key, Met::Silence, true, now);
         }

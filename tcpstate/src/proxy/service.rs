@@ -627,7 +627,7 @@ impl Proxy {
                 false => self.fail(id, Failure::TimedOut, now, egress),
             };
         }
-        if flow.attempts > 1 {
+        if flow.attempts > 1 && !flow.is(FlowFlags::SYN_CHALLENGED) {
             let server = self.table.redirected(id).map_or(key, Redirect::key);
             self.remember(&server, Met::Silence, true, now);
         }
@@ -639,7 +639,7 @@ impl Proxy {
     }
 
     /// Segments of a server of a service that has not answered.
-    pub(super) fn on_server_of_service(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+    pub(super) fn on_server_of_service(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
         if self.table[id].is(FlowFlags::RESET_LAN) || self.table[id].has_finished(Side::Lan) {
             return self.on_own_side(ctx, Kind::Rst);
         }
@@ -664,11 +664,7 @@ impl Proxy {
                 Verdict::Drop(DropReason::Consumed)
             }
             Kind::SynAck if answers => self.splice_service(ctx, id),
-            _ if acknowledges && !answers => {
-                // It remembers an older connection, as in `on_server_while_server_syn_sent`.
-                self.table.schedule(id, tick(ctx.now).wrapping_add(WAIT_FOR_NEIGHBOUR));
-                self.reset_in_place(&mut ctx, Some(id))
-            }
+            _ if acknowledges && !answers => self.answer_challenge(ctx, id, WAIT_FOR_NEIGHBOUR),
             _ => Verdict::Drop(DropReason::WrongState),
         }
     }

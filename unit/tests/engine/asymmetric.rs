@@ -61,6 +61,17 @@ in_every_mode! {
         world.has_flows(0, 0);
     }
 
+    fn an_answer_that_comes_after_its_connection_has_finished_ends_it_at_once(world, client, server) {
+        // The client has got its SYN-ACK another way, and has said all; then the server's takes this way, and its FIN.
+        server.passes(syn(100).mss(1460));
+        server.passes(fin(101, 901));
+        client.passes(syn_ack(900, 101).mss(1460));
+        client.passes(fin(901, 102));
+        server.passes(ack(102, 902));
+        world.after_secs(125);
+        world.has_flows(0, 0);
+    }
+
     fn a_host_that_knows_nothing_of_it_ends_it(world, client, server) {
         client.passes(syn_ack(900, 101).mss(1460));
         server.passes(rst(101));

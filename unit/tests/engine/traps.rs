@@ -816,6 +816,36 @@ in_every_mode! {
         Transfer::new(&client, &server, j).closes_from_the_client();
     }
 
+    fn a_server_that_keeps_its_time_wait_is_asked_as_often_as_a_client_would_ask(world, client, server) {
+        // Linux with `tcp_rfc1337`: no reset ends TIME-WAIT, and a SYN that does not open anew is challenged, twice a second at most. A host repeats its SYN
+        // at once after the first challenge, and then at doubling intervals.
+        let theirs = Terms::linux(world.mss());
+        let (offered, server_syn) = prove(&client, &server, theirs, CLIENT_ISN);
+        let challenges = || {
+            server.sends(ack(0x1111_1111, 0x2222_2222).nop().nop().ts(SERVER_TS, 9));
+            client.gets(nothing());
+            server.gets(rst(0x2222_2222).any_window());
+        };
+        challenges();
+        let mut asked = Vec::new();
+        for passed in (10..20_000u64).step_by(10) {
+            world.tick(Duration::from_millis(10));
+            if !world.discard().is_empty() {
+                asked.push(passed);
+                if asked.len() > 1 {
+                    challenges();
+                }
+            }
+        }
+        let expected = [20, 2020, 6020, 14_020u64];
+        let is_near = |(at, expected): (&u64, &u64)| at.abs_diff(*expected) <= 10 + expected / 20;
+        assert!(asked.len() == 4 && asked.iter().zip(&expected).all(is_near), "{asked:?}");
+        // It was heard of: nobody else is told that it is silent.
+        assert_eq!(world.happened(Event::Silent), 0);
+        let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, server_syn);
+        Transfer::new(&client, &server, j).closes_from_the_client();
+    }
+
     fn a_client_reset_during_the_server_handshake_is_told_when_the_server_has_answered(world, client, server) {
         // Over a cable the client's acknowledgement comes before its reset: a server accepts the connection and sees it reset.
         let theirs = Terms::linux(world.mss());
