@@ -165,12 +165,12 @@ impl Guard {
 
     /// Frames for which the XDP programs found no socket because they arrived on a queue that no worker owns.
     pub fn unclaimed(&self) -> u64 {
-        self.programs.iter().map(|program| program.unclaimed()[0]).sum()
+        self.programs.iter().map(|program| program.unclaimed().unserved()).sum()
     }
 
     /// Frames for which the XDP programs found no socket because they arrived while the box was starting or ending.
     pub fn early_or_late(&self) -> u64 {
-        self.programs.iter().map(|program| program.unclaimed()[1]).sum()
+        self.programs.iter().map(|program| program.unclaimed().early_or_late()).sum()
     }
 }
 

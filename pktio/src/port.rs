@@ -263,6 +263,8 @@ pub struct PortStatistics {
     pub failure_bridged: u64,
     /// Frames that it dropped then.
     pub failure_dropped: u64,
+    /// Frames that the XDP program dropped because they came on a queue that no worker serves.
+    pub unserved: u64,
     /// Frames whose TCP, UDP or SCTP checksum the sender had left to a NIC that is not there; the port has completed it.
     pub checksums_completed: u64,
     /// Super-frames (TSO, GRO) that the port has cut into frames.
@@ -319,6 +321,7 @@ impl Add for PortStatistics {
             failures: self.failures + other.failures,
             failure_bridged: self.failure_bridged + other.failure_bridged,
             failure_dropped: self.failure_dropped + other.failure_dropped,
+            unserved: self.unserved + other.unserved,
             checksums_completed: self.checksums_completed + other.checksums_completed,
             super_frames: self.super_frames + other.super_frames,
             uncut: self.uncut + other.uncut,

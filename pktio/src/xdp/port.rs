@@ -12,6 +12,7 @@ use super::cutter::Cutter;
 use super::failure::{PATIENCE, XdpFailureSwitch};
 use super::forward::ForwardedThere;
 use super::layout::Layout;
+use super::program::Unclaimed;
 use super::rings::{Descriptor, Rings, Sizes, is_zero_copy, set_option, statistics as kernel_statistics};
 use super::shed::XdpShedFilter;
 use crate::failure::FailureSwitch;
@@ -73,6 +74,8 @@ pub(super) struct XdpPort {
     fd: RawFd,
     /// The program's filter for load shedding, if it has one.
     shed: Option<XdpShedFilter>,
+    /// What came on queues that no worker serves, which one port of an interface tells.
+    unclaimed: Option<Unclaimed>,
     /// What the program is told of this worker, where it acts on it.
     failure: Option<XdpFailureSwitch>,
     /// Frames whose transmission is complete, in buffers.
@@ -141,6 +144,7 @@ impl XdpPort {
             statistics: PortStatistics::default(),
             fd,
             shed,
+            unclaimed: None,
             failure: None,
             completed: 0,
             taken: 0,
@@ -167,6 +171,11 @@ impl XdpPort {
     /// The same port, which does what senders leave to a NIC: completes checksums, and cuts super-frames.
     pub(super) fn finishing(self, completer: Option<Completer>, cutter: Option<Cutter>) -> XdpPort {
         XdpPort { completer, cutter, ..self }
+    }
+
+    /// The same port, which also counts what came to its interface on queues that no worker serves.
+    pub(super) fn telling(self, unclaimed: Option<Unclaimed>) -> Self {
+        Self { unclaimed, ..self }
     }
 
     /// The same port, which tells the program that its worker takes frames.
@@ -565,6 +574,7 @@ impl Port for XdpPort {
         if let Some(filter) = &self.shed {
             [statistics.shed_fresh, statistics.shed_repeated] = filter.dropped();
         }
+        statistics.unserved = self.unclaimed.as_ref().map_or(0, Unclaimed::unserved);
         if let Some(switch) = &self.failure {
             let [failures, bridged, dropped] = switch.counts();
             (statistics.failures, statistics.failure_bridged) = (failures, bridged);

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use aya::maps::{DevMap, Map, PerCpuArray, RingBuf, XskMap};
+use aya::maps::{DevMap, Map, MapData, MapError, PerCpuArray, RingBuf, XskMap};
 use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use aya_obj::Object;
 
@@ -98,6 +98,8 @@ pub(crate) struct LoadedProgram {
     first: Option<u32>,
     /// It puts tags into frames.
     has_tags: bool,
+    /// How many frames found no socket: [`Unclaimed`].
+    unclaimed: Unclaimed,
     /// The maps of its shed filter, if it has one.
     shed: Option<Arc<ShedMaps>>,
     /// What the programs of both ports and the workers tell each other, where they do the part of one that fails.
@@ -272,7 +274,7 @@ impl LoadedProgram {
         interface: &Interface,
         first: Option<&LoadedProgram>,
     ) -> Result<LoadedProgram, Refusal> {
-        let LoadedMaps { made, key, ebpf } = maps;
+        let LoadedMaps { made, key, mut ebpf } = maps;
         let shared = first.map(|first| &first.ebpf);
         let tagged = match made.driver && interface.hides_tags() {
             true => text(&ebpf, &made, shared)
@@ -303,7 +305,8 @@ impl LoadedProgram {
             (Some(_), None) => Some(Forwarded::of(&ebpf, made.workers).map_err(failed)?),
         };
         let first = first.map(|first| first.id);
-        Ok(LoadedProgram { made, ebpf, id, first, program, has_tags, shed, service, forwarded })
+        let unclaimed = Unclaimed::take(&mut ebpf).map_err(failed)?;
+        Ok(LoadedProgram { made, ebpf, id, first, program, has_tags, unclaimed, shed, service, forwarded })
     }
 
     /// Whether it is what would be loaded for these, over the maps of the `first` program of the box.
@@ -506,14 +509,35 @@ impl AttachedProgram {
         map.set(queue, fd, 0).map_err(|e| chain(&e))
     }
 
-    /// Frames that had no socket since the program was attached: those of queues that no worker owns, and those that came to a
-    /// worker's queue before its socket was there, or after.
-    pub(crate) fn unclaimed(&self) -> [u64; 2] {
-        let count = |index| {
-            let map = PerCpuArray::<_, u64>::try_from(self.loaded.ebpf.map("unclaimed")?).ok()?;
-            Some(map.get(&index, 0).ok()?.iter().sum())
-        };
-        [0, 1].map(|index| count(index).unwrap_or(0))
+    /// The frames that had no socket since the program was loaded.
+    pub(crate) fn unclaimed(&self) -> &Unclaimed {
+        &self.loaded.unclaimed
+    }
+}
+
+/// Counts the frames for which a program found no socket.
+#[derive(Clone)]
+pub(crate) struct Unclaimed(Arc<PerCpuArray<MapData, u64>>);
+
+impl Unclaimed {
+    /// Takes the map out of those of its program.
+    fn take(ebpf: &mut Ebpf) -> Result<Self, MapError> {
+        let map = ebpf.take_map("unclaimed").ok_or(MapError::InvalidName { name: "unclaimed".into() })?;
+        Ok(Self(Arc::new(PerCpuArray::try_from(map)?)))
+    }
+
+    fn count(&self, index: u32) -> u64 {
+        self.0.get(&index, 0).map_or(0, |counts| counts.iter().sum())
+    }
+
+    /// Those that came on a queue that no worker serves.
+    pub(crate) fn unserved(&self) -> u64 {
+        self.count(0)
+    }
+
+    /// Those that came to a worker's queue before its socket was there, or after.
+    pub(crate) fn early_or_late(&self) -> u64 {
+        self.count(1)
     }
 }
 

@@ -193,6 +193,7 @@ fn port_over(
     let cutter = cuts.then(|| Cutter::new(interface.mtu(), interface.max_frame()));
     XdpPort::new(rings, layout, capabilities, shed, interface.index())
         .finishing(completer.clone(), cutter)
+        .telling((queue == 0).then(|| program.unclaimed().clone()))
         .watched(program.failure_switch(queue, at.is_multiple_of(members)))
         .beside(program.forwarded(queue), leaves_within(interface), buffers)
 }

@@ -3,6 +3,7 @@
 //! Alone: a process that another test is about to start has, for a moment, what this one has opened, and keeps it open.
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use crate::world::{Links, World, lines};
@@ -218,6 +219,27 @@ fn what_somebody_changes_meanwhile_is_set_back() {
         let after = settings(&world);
         assert_eq!(before, after, "{:#?}", before.symmetric_difference(&after).collect::<Vec<_>>());
     }
+}
+
+#[test(alone)]
+fn what_comes_on_a_queue_without_a_worker_is_counted() {
+    // A tap has as many queues as are open.
+    let world = World::new(Links::default());
+    let first = world.open_tap("tap0", libc::IFF_MULTI_QUEUE);
+    world.run("box", "ip link set tap0 up");
+    let opened = try_open(&world, "tap0", "wan", Options::default()).unwrap();
+    assert_eq!((opened.pairs.len(), opened.guard.unclaimed()), (1, 0));
+    let mut queues = [first, world.open_tap("tap0", libc::IFF_MULTI_QUEUE)];
+    for n in 0..10 {
+        queues[n % 2].write_all(&[0xff; 60]).unwrap();
+    }
+    let pair = &opened.pairs[0];
+    let counted = || [&pair.lan, &pair.wan].map(|port| port.statistics().unserved);
+    let end = Instant::now() + Duration::from_secs(10);
+    while counted()[0] < 5 && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!((counted(), opened.guard.unclaimed()), ([5, 0], 5));
 }
 
 #[test(alone)]

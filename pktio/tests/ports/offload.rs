@@ -1,10 +1,9 @@
 //! What senders leave to a NIC that is not there: checksums and segmentation, of end hosts as `ip link add` makes them, and of crafted
 //! frames at a tap, which says of a frame what a virtual machine's NIC would.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::Write;
 use std::net::UdpSocket;
-use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use harness::test;
@@ -83,30 +82,11 @@ fn the_log_says_where_tags_beside_the_frame_are_lost() {
 /// A tap of the namespace `box`, up; frames are written to it behind a virtio-net header.
 struct Tap(File);
 
-/// `struct ifreq` of `TUNSETIFF`.
-#[repr(C)]
-struct TapRequest {
-    name: [u8; 16],
-    flags: u16,
-    rest: [u8; 22],
-}
-
 impl Tap {
     fn new(world: &World, name: &'static str) -> Tap {
-        const TUNSETIFF: libc::Ioctl = 0x4004_54ca as libc::Ioctl;
-        let tap = world.within("box", move || {
-            let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun").expect("the kernel has taps");
-            let flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as u16;
-            let mut request = TapRequest { name: [0; 16], flags, rest: [0; 22] };
-            request.name[..name.len()].copy_from_slice(name.as_bytes());
-            // SAFETY: the request is a whole ifreq, which outlives the call.
-            let result = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request) };
-            assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-            file
-        });
-        let tap = Tap(tap.join().unwrap());
+        let tap = world.open_tap(name, libc::IFF_VNET_HDR);
         world.run("box", &format!("ip link set {name} up"));
-        tap
+        Tap(tap)
     }
 
     /// Sends a frame whose innermost checksum is left to the NIC, and with a `kind` also to cut it into segments of `size`.

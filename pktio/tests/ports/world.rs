@@ -1,7 +1,7 @@
 //! Three network namespaces of a test's own: a LAN host, a box with two ports, a WAN host; and a plain bridge to run there.
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
@@ -69,6 +69,29 @@ impl World {
             run(&format!("ip -n {host} addr add {address}/24 dev e0"));
         }
         world
+    }
+
+    /// A tap of the namespace `box` with these flags too, or a further queue of it.
+    pub fn open_tap(&self, name: &'static str, flags: libc::c_int) -> File {
+        /// `struct ifreq` of `TUNSETIFF`.
+        #[repr(C)]
+        struct Request {
+            name: [u8; 16],
+            flags: u16,
+            rest: [u8; 22],
+        }
+        const TUNSETIFF: libc::Ioctl = 0x4004_54ca as libc::Ioctl;
+        let tap = self.within("box", move || {
+            let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun").expect("the kernel has taps");
+            let flags = (libc::IFF_TAP | libc::IFF_NO_PI | flags) as u16;
+            let mut request = Request { name: [0; 16], flags, rest: [0; 22] };
+            request.name[..name.len()].copy_from_slice(name.as_bytes());
+            // SAFETY: the request is a whole ifreq, which outlives the call.
+            let result = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request) };
+            assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+            file
+        });
+        tap.join().unwrap()
     }
 
     pub fn namespace(&self, role: &str) -> String {

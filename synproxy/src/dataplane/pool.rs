@@ -364,6 +364,13 @@ impl WorkerPool {
                 sum(PortMetric::FailureDropped),
             );
         }
+        let unserved = Side::BOTH.map(|side| change.get(Metric::port(side, PortMetric::Unserved)));
+        if unserved != [0, 0] {
+            warn!(
+                "{} frames came on a receive queue that no worker serves, and were dropped: somebody has given an interface more queues",
+                unserved.iter().sum::<u64>()
+            );
+        }
         if before.get(Event::OtherVlan) == 0 && total.get(Event::OtherVlan) > 0 {
             info!(
                 "the two directions of a connection bear different VLAN tags: the box follows such connections (`{}` counts them)",

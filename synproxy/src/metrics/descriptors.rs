@@ -159,6 +159,8 @@ metrics! {
         FailureBridged = "failure-bridged" as "bridged without the worker",
         /// Frames that it dropped then.
         FailureDropped = "failure-dropped" as "lost, failure dropped" lost "failure-dropped",
+        /// Frames dropped because they came on a receive queue that no worker serves.
+        Unserved = "unserved-queue" as "lost, unserved queue" lost "unserved-queue",
         /// Frames whose TCP, UDP or SCTP checksum the sender had left to a NIC that is not there, and that the port has completed.
         ChecksumsCompleted = "checksums-completed" as "checksums completed",
         /// Super-frames (TSO, GRO) that the port has cut into frames.
@@ -198,6 +200,7 @@ impl PortMetric {
             failures,
             failure_bridged,
             failure_dropped,
+            unserved,
             checksums_completed,
             super_frames,
             uncut,
@@ -225,6 +228,7 @@ impl PortMetric {
             PortMetric::Failures => failures,
             PortMetric::FailureBridged => failure_bridged,
             PortMetric::FailureDropped => failure_dropped,
+            PortMetric::Unserved => unserved,
             PortMetric::ChecksumsCompleted => checksums_completed,
             PortMetric::SuperFrames => super_frames,
             PortMetric::Uncut => uncut,
