@@ -58,8 +58,9 @@ impl<'a> Error<'a> {
         // The quoted packet lies in a frame of its own, cut short.
         let quoted = message.get(8..)?;
         let (source, destination, tcp, length, pseudo) = if layers.v6 {
-            let length = usize::from(u16::from_be_bytes([*quoted.get(4)?, *quoted.get(5)?]));
-            let tcp = quoted.get(40..).filter(|_| quoted[6] == 6)?;
+            let total = usize::from(u16::from_be_bytes([*quoted.get(4)?, *quoted.get(5)?]));
+            let at = behind_extensions(quoted)?;
+            let (tcp, length) = (quoted.get(at..)?, (40 + total).checked_sub(at)?);
             let ends: ([u8; 16], [u8; 16]) = (quoted[8..24].try_into().ok()?, quoted[24..40].try_into().ok()?);
             (IpAddr::from(ends.0), IpAddr::from(ends.1), tcp, length, pseudo(&quoted[8..40], 6, length))
         } else {
@@ -143,6 +144,23 @@ impl<'a> Error<'a> {
         out.resize(out.len().max(60), 0);
         out
     }
+}
+
+/// Where the TCP header of a quoted IPv6 packet begins; `None` if what is quoted shows none.
+fn behind_extensions(quoted: &[u8]) -> Option<usize> {
+    let (mut next, mut at) = (*quoted.get(6)?, 40);
+    while next != 6 {
+        let length = match next {
+            // Of a packet's later fragments the header says nothing.
+            44 if u16::from_be_bytes([*quoted.get(at + 2)?, *quoted.get(at + 3)?]) & 0xfff8 != 0 => return None,
+            44 => 8,
+            0 | 43 | 60 => (usize::from(*quoted.get(at + 1)?) + 1) * 8,
+            _ => return None,
+        };
+        next = *quoted.get(at)?;
+        at += length;
+    }
+    Some(at)
 }
 
 fn pseudo(addresses: &[u8], protocol: u8, length: usize) -> u32 {

@@ -539,6 +539,15 @@ impl Oracle {
         }
     }
 
+    /// Takes note of a packet that has left the box, whole or with its last fragment.
+    pub fn left(&mut self, packet: &[u8]) {
+        if let Some(segment) = Segment::read(packet)
+            && let Some(end) = self.ends.get_mut(&(segment.source, segment.destination))
+        {
+            end.said.1 += 1;
+        }
+    }
+
     /// Takes note of what leaves the box. Judges the hop limit and the class of what the box says in a host's name, by what it can know by now, and
     /// the count of marks where that is the box's own: a peer of another kind does not count.
     ///
@@ -563,7 +572,6 @@ impl Oracle {
         }
         let passes = ancestor.filter(|ancestor| !ancestor.syn && !ancestor.forged && ancestor.source == segment.source);
         if let Some(end) = self.ends.get_mut(&(segment.source, segment.destination)) {
-            end.said.1 += 1;
             end.marks += u64::from(!corrupt && passes.is_some_and(|ancestor| ancestor.ecn == CE));
             if corrupt && passes.is_some() {
                 // The box does not add up each segment, so this may be the last it has seen of that end.

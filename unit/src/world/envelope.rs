@@ -348,6 +348,7 @@ impl Reassembly {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oracle::icmp::{Error, Trouble};
     use crate::oracle::{Layout, Segment};
 
     fn segment_frame(v6: bool, payload: &[u8]) -> Vec<u8> {
@@ -384,6 +385,27 @@ mod tests {
                 assert_eq!((read.seq, read.payload, read.options), (original.seq, original.payload, original.options));
                 assert_eq!(read.tags, [None; 2]);
             }
+        }
+    }
+
+    #[test]
+    fn an_error_about_a_dressed_segment_tells_whose_it_is() {
+        for (v6, extras) in (0..2).flat_map(|v6| (0..Envelope::EXTRAS).map(move |extras| (v6 == 1, extras))) {
+            let plain = segment_frame(v6, &[7; 1000]);
+            let envelope = Envelope { extras: Some(extras), ..Envelope::default() };
+            let original = Segment::read(&plain).unwrap();
+            let mut dressed = 0;
+            for seed in 0..8 {
+                let frames = envelope.dress([None; 2], plain.clone(), 1500, &mut 7, &mut Chance::new(seed));
+                dressed += usize::from(frames[0].len() > plain.len());
+                let router = if v6 { "fd00::fe" } else { "10.0.1.254" }.parse().unwrap();
+                let error = Error::write(Trouble::TooBig(1280), router, &frames[0], 20);
+                let read = Error::read(&error).unwrap_or_else(|| panic!("no error: v6 {v6}, extras {extras}"));
+                assert!(read.sums_right, "v6 {v6}, extras {extras}");
+                let quoted = (read.source, read.destination, read.seq(), read.ack());
+                assert_eq!(quoted, (original.source, original.destination, original.seq, original.ack));
+            }
+            assert!(dressed > 0, "v6 {v6}, extras {extras}");
         }
     }
 }

@@ -28,7 +28,7 @@ use crate::oracle::icmp::{Error, Trouble};
 use crate::oracle::layers::{Layers, Tags, is_priority_tag, networks};
 use crate::oracle::{Ancestor, Between, Layout, Oracle, Segment};
 use appliance::{Appliance, Sent};
-use envelope::{Whole, cut};
+use envelope::{Reassembly, Whole, cut};
 use host::{Behaviour, Departure, Ending, Host, Service};
 use link::{Arrival, Link};
 
@@ -275,6 +275,8 @@ struct World {
     views: BTreeMap<(SocketAddr, SocketAddr), View>,
     /// Plans whose ports have yet to be used a second time.
     due_again: BTreeSet<usize>,
+    /// Puts together what leaves the box in fragments.
+    leaving: Reassembly,
     hash: u64,
     seen: VecDeque<Seen>,
 }
@@ -408,6 +410,7 @@ impl World {
             met: BTreeSet::new(),
             straddling: BTreeSet::new(),
             due_again,
+            leaving: Reassembly::default(),
             hash: 0xcbf2_9ce4_8422_2325,
             seen: VecDeque::new(),
             scenario,
@@ -743,6 +746,9 @@ impl World {
             taken.iter().for_each(|taken| self.oracle.took(taken));
             self.note(Place::BoxSends, to, corrupt, &bytes);
             self.oracle.passed(&bytes, corrupt, ancestor).map_err(|complaint| complaint.to_string())?;
+            if let Some(whole) = self.leaving.take(bytes.clone(), corrupt, ancestor, now) {
+                self.oracle.left(&whole.bytes);
+            }
             match self.route(to, true, &bytes) {
                 Routed::Passes => self.approach(to, &bytes, corrupt, ancestor),
                 Routed::InPieces(pieces) => {
