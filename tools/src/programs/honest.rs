@@ -27,6 +27,14 @@ enum Role {
         /// The address and port to listen on, such as 10.0.0.1:80 or [fd00::1]:80
         address: SocketAddr,
     },
+    /// Opens connections, says so in a line, and sends a byte on each once its own input ends
+    Hold {
+        /// The address and port of the server
+        address: SocketAddr,
+        /// Number of connections; each takes a descriptor
+        #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+        count: u32,
+    },
     /// Runs clients one after the other; the exit status is 1 if one of them fails
     Connect {
         /// The address and port of the server
@@ -47,6 +55,7 @@ enum Role {
 pub fn main() -> ExitCode {
     let done = match Arguments::parse().role {
         Role::Serve { address } => serve(address).map(|()| true),
+        Role::Hold { address, count } => hold(address, count).map(|()| true),
         Role::Connect { address, count, over, patience } => {
             Ok(connect_all(address, count, Duration::from_secs(over) / count, Duration::from_secs(patience)))
         }
@@ -70,6 +79,13 @@ fn serve(address: SocketAddr) -> io::Result<()> {
         // A connection that fails matters to its client only.
         thread::spawn(move || io::copy(&mut &stream, &mut &stream));
     }
+}
+
+fn hold(address: SocketAddr, count: u32) -> io::Result<()> {
+    let streams: Vec<_> = (0..count).map(|_| TcpStream::connect(address)).collect::<Result<_, _>>()?;
+    println!("held={count}");
+    io::copy(&mut io::stdin(), &mut io::sink())?;
+    streams.iter().try_for_each(|mut stream| stream.write_all(b"!"))
 }
 
 /// Runs `count` clients and prints the result; true if all succeeded.

@@ -1,13 +1,14 @@
 //! A restart of the box costs no connection: real kernels go on over it, with numbered bytes both ways, while connections are opened, carry data, and are
 //! closed; whether the process was asked to end, killed, or killed again while it took over what the one before had left.
 //!
-//! `CONNECTIONS` and `ROUNDS` of the environment say how many connections last, and how often the box is restarted in each way (`make test-restart`).
+//! `CONNECTIONS` and `ROUNDS` of the environment say how many connections last, and how often the box is restarted in each way; `IDLE` how many others are there
+//! that say nothing meanwhile (`make test-restart`).
 //! Two pauses are printed for each way: how long the box passed nothing (datagrams every 2 ms), and how long an exchange on the connections took, which
 //! includes the retransmissions of the ends.
 
 use std::env;
-use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -258,6 +259,54 @@ impl Drop for EchoServer {
     }
 }
 
+/// Connections that say nothing until the end. At the server they wait to be accepted.
+struct Idle(Vec<(TcpListener, Child, usize)>);
+
+impl Idle {
+    fn open(rig: &Rig, count: usize) -> Idle {
+        /// How many one process has; each takes a descriptor.
+        const EACH: usize = 15_000;
+        let each = (0..count.div_ceil(EACH)).map(|n| {
+            let here = EACH.min(count - n * EACH);
+            let listener = rig.server.run(|| TcpListener::bind((netns::SERVER_V4, 0))).expect("a port");
+            nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::MAXALLOWABLE).expect("it listens");
+            let mut command = rig.client.command(program("honest"));
+            let address = listener.local_addr().expect("its address").to_string();
+            command.args(["hold", &address, "--count", &here.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
+            (listener, command.spawn().expect("starting a client"), here)
+        });
+        let mut idle = Idle(each.collect());
+        for (_, client, here) in &mut idle.0 {
+            let mut line = String::new();
+            BufReader::new(client.stdout.take().expect("it is read")).read_line(&mut line).expect("reading");
+            assert_eq!(line.trim(), format!("held={here}"));
+        }
+        idle
+    }
+
+    /// Each carries a byte.
+    fn speak(mut self) {
+        for (listener, client, here) in &mut self.0 {
+            drop(client.stdin.take());
+            for n in 0..*here {
+                let (mut server, _) = listener.accept().expect("a connection that lasts");
+                server.set_read_timeout(Some(traffic::PATIENCE)).expect("a time");
+                server.read_exact(&mut [0]).unwrap_or_else(|e| panic!("connection {n} of {here} is lost: {e}"));
+            }
+            assert!(client.wait().expect("a client of one's own").success());
+        }
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        for (_, client, _) in &mut self.0 {
+            let _ = client.kill();
+            let _ = client.wait();
+        }
+    }
+}
+
 /// Starts a box and kills it before it can be ready.
 fn begin_and_kill(rig: &Rig, backend: Backend, [config, workers]: [&str; 2], state: &StateDir, after: Duration) {
     let path = harness::leftovers::file("conf");
@@ -297,6 +346,7 @@ fn outlives_restarts(
     let mut running = Some(start(config, &[]));
     let address = SocketAddr::new(netns::SERVER_V4, 7);
     let _server = EchoServer::start(&rig, address);
+    let idle = Idle::open(&rig, from_environment("IDLE", 0));
     let met = Met::default();
     let echo = rig.server.run(|| UdpSocket::bind((netns::SERVER_V4, 0))).expect("a socket for datagrams");
     let probed = echo.local_addr().expect("its address");
@@ -372,6 +422,7 @@ fn outlives_restarts(
         lost.filter_map(Result::err).map(|error| error.to_string()).collect::<Vec<_>>()
     });
     drop(flood);
+    idle.speak();
     for (way, Pauses { gaps, messages }) in ways.iter().zip(&mut pauses) {
         note!("{way:?}: nothing passed for {}; longest exchange {}", Pauses::of(gaps), Pauses::of(messages));
     }
@@ -385,7 +436,8 @@ fn outlives_restarts(
 
 /// Tables with more room than the connections need, all of which are one client's, and twice as much.
 fn tables() -> [String; 2] {
-    let least = (8 * from_environment("CONNECTIONS", DEFAULT)).next_power_of_two().max(4096);
+    let wanted = (8 * from_environment("CONNECTIONS", DEFAULT)).max(2 * from_environment("IDLE", 0));
+    let least = wanted.next_power_of_two().max(4096);
     [least, 2 * least].map(|size| format!("conntablesize = {size}; learnhashsize = 256;"))
 }
 
