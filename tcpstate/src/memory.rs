@@ -5,9 +5,11 @@
 //! need. What a region held before is parsed like any other input: whatever the words are, no structure panics or loops without end.
 
 use core::ops::Index;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 use zerocopy::FromZeros;
+
+pub(crate) mod publish;
 
 /// Words of a cache line.
 pub(crate) const LINE: usize = 8;

@@ -31,7 +31,7 @@ use crate::flow::table::wheel::{Ticks, tick};
 use crate::flow::table::{Id, Redirect};
 use crate::flow::translate::Projection;
 use crate::flow::{Flow, FlowFlags, State, ecn};
-use crate::memory::{LINE, Word, Words};
+use crate::memory::{LINE, Word, Words, publish};
 use crate::seq::{RawWindow, SeqNum};
 use crate::wire::{FlowKey, Mac, Options, Segment};
 use crate::{Event, Head, Instant, Side};
@@ -279,7 +279,7 @@ impl HandedDown {
         }?;
         let tag = &words[bucket + slot];
         let former = tag.get();
-        if former == CLAIMED || tag.compare_exchange(former, CLAIMED, Ordering::Acquire, Ordering::Relaxed).is_err() {
+        if former == CLAIMED || !publish::claim(tag, former, CLAIMED) {
             return None;
         }
         Some(Slot { tag, former, hash, entry: entry(slot) })
@@ -476,12 +476,12 @@ struct Slot<'a> {
 impl Slot<'_> {
     /// A reader that finds the hash finds what was filled in.
     fn show(&self) {
-        self.tag.store(self.hash, Ordering::Release);
+        publish::show(self.tag, self.hash);
     }
 
     /// It is not filled after all.
     fn put_back(&self) {
-        self.tag.store(self.former, Ordering::Release);
+        publish::show(self.tag, self.former);
     }
 }
 

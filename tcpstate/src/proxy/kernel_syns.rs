@@ -26,14 +26,14 @@
 //! from the low end of the first, 16 bits each of the MSS, the window for clients that scale, that for others, and the clamp of MSS options; of the second,
 //! a byte each of the promised scale or 15, SACK, timestamps, ECN, hop limit, routers to the server, class, and whether the class is reflected.
 
-use core::sync::atomic::{AtomicU64, Ordering, fence};
+use core::sync::atomic::AtomicU64;
 
 use super::Proxy;
 use crate::cache::recent_syns::RecentSyns;
 use crate::config::{Mode, Proved, Stray};
 use crate::cookie::Minting;
 use crate::cookie::terms::Offer;
-use crate::memory::{Word, Words};
+use crate::memory::{Word, Words, publish};
 use crate::policy::exceptions::Exception;
 use crate::policy::limit::Limiter;
 use crate::policy::{Rule, ServiceMark};
@@ -157,18 +157,15 @@ impl KernelSyns {
     /// No entry holds any more.
     fn begin_generation(&mut self, is_sound: bool) {
         self.generation = self.generation.wrapping_add(1).max(1);
-        self.word(GENERATION).set(if is_sound { self.generation.into() } else { 0 });
-        // Who sees what is written next sees that what was there holds no more.
-        fence(Ordering::SeqCst);
+        publish::end(self.word(GENERATION), if is_sound { self.generation.into() } else { 0 });
     }
 
     fn write(&mut self, at: usize, entry: [u64; 9]) {
-        self.word(at).set(0);
-        fence(Ordering::SeqCst);
-        entry.into_iter().enumerate().for_each(|(n, word)| self.word(at + 1 + n).set(word));
         self.stamps = self.stamps.wrapping_add(1);
         let stamp = u64::from(self.generation) << 32 | u64::from(self.stamps);
-        self.word(at).store(stamp, Ordering::Release);
+        publish::replace(self.word(at), stamp, || {
+            entry.into_iter().enumerate().for_each(|(n, word)| self.word(at + 1 + n).set(word));
+        });
     }
 }
 

@@ -3,6 +3,9 @@
 //! deadlock.
 //!
 //! Nor is a box left without a process, or ended for nobody, when one process asks another for its state: `state/succession.rs` itself.
+//!
+//! No program of the kernel acts on an entry of which it has read a part before and a part after it was written: `memory/publish.rs` itself, and readers that
+//! read in the order of `pktio/bpf/syns.h` and `pktio/bpf/forward.h`, as x86 does, where no load overtakes another.
 
 #![cfg(test)]
 
@@ -16,6 +19,9 @@ mod waker;
 
 #[path = "../../../synproxy/src/state/succession.rs"]
 mod succession;
+
+#[path = "../../../tcpstate/src/memory/publish.rs"]
+mod publish;
 
 use succession::Succession;
 use waker::{Waker, published};
@@ -174,5 +180,82 @@ fn who_has_taken_over_is_not_ended_by_its_own_word() {
         kept.takes_over(2);
         assert_eq!(kept.succession().asked(), None, "nobody else has asked");
         former.join().unwrap();
+    });
+}
+
+/// An entry of three words, and the word on which all entries depend.
+#[derive(Default)]
+struct Offer {
+    generation: AtomicU64,
+    stamp: AtomicU64,
+    words: [AtomicU64; 2],
+}
+
+impl Offer {
+    /// What each entry holds is the number of its stamp.
+    fn write(&self, stamp: u64) {
+        publish::replace(&self.stamp, stamp, || self.words.iter().for_each(|word| word.store(stamp, Ordering::Relaxed)));
+    }
+
+    /// What the program would act on.
+    fn read(&self) -> Option<(u64, [u64; 2])> {
+        let load = |word: &AtomicU64| word.load(Ordering::Acquire);
+        let generation = load(&self.generation);
+        let stamp = load(&self.stamp);
+        if stamp == 0 || stamp / 10 != generation {
+            return None;
+        }
+        let words = [load(&self.words[0]), load(&self.words[1])];
+        (load(&self.generation) == generation && load(&self.stamp) == stamp).then_some((stamp, words))
+    }
+}
+
+#[test]
+fn an_entry_is_read_as_it_was_written_or_not_at_all() {
+    in_every_order(|| {
+        let offer = Arc::new(Offer::default());
+        offer.generation.store(1, Ordering::Relaxed);
+        offer.write(11);
+        let writer = {
+            let offer = Arc::clone(&offer);
+            thread::spawn(move || {
+                offer.write(12);
+                // What was there holds no more, and is written anew.
+                publish::end(&offer.generation, 2);
+                offer.write(21);
+            })
+        };
+        if let Some((stamp, words)) = offer.read() {
+            assert_eq!(words, [stamp; 2]);
+        }
+        writer.join().unwrap();
+        assert_eq!(offer.read(), Some((21, [21; 2])));
+    });
+}
+
+#[test]
+fn of_two_that_want_a_slot_one_gets_it_and_who_finds_a_name_finds_its_words() {
+    const CLAIMED: u64 = 1;
+    in_every_order(|| {
+        let slot = Arc::new((AtomicU64::new(0), [AtomicU64::new(0), AtomicU64::new(0)]));
+        let workers = [5, 6].map(|name| {
+            let slot = Arc::clone(&slot);
+            thread::spawn(move || {
+                let (tag, words) = &*slot;
+                let is_claimed = publish::claim(tag, 0, CLAIMED);
+                if is_claimed {
+                    words.iter().for_each(|word| word.store(name, Ordering::Relaxed));
+                    publish::show(tag, name);
+                }
+                is_claimed
+            })
+        });
+        let (tag, words) = &*slot;
+        let name = tag.load(Ordering::Acquire);
+        if name > CLAIMED {
+            words.iter().for_each(|word| assert_eq!(word.load(Ordering::Acquire), name));
+        }
+        let claims = workers.map(|worker| worker.join().unwrap());
+        assert_eq!(claims.into_iter().filter(|claimed| *claimed).count(), 1);
     });
 }
