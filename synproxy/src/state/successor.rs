@@ -35,6 +35,8 @@ const LATEST: Duration = Duration::from_millis(500);
 pub struct Successor {
     listener: OwnedFd,
     path: PathBuf,
+    /// What the path was when it was bound: a later successor takes it for itself.
+    inode: u64,
     connections: Vec<OwnedFd>,
     /// What was given, and when.
     left: Vec<LeftSockets>,
@@ -55,7 +57,8 @@ impl Successor {
         }
         let listener = new_socket()?;
         bind(&listener, &SocketAddrUnix::new(&path)?)?;
-        let successor = Self { listener, path, connections: Vec::new(), left: Vec::new(), given_at: None };
+        let inode = fs::metadata(&path)?.ino();
+        let successor = Self { listener, path, inode, connections: Vec::new(), left: Vec::new(), given_at: None };
         // The former process may run as the user whose directory it is.
         let owner = fs::metadata(directory)?;
         std::os::unix::fs::lchown(&successor.path, Some(owner.uid()), Some(owner.gid()))?;
@@ -93,7 +96,9 @@ impl Successor {
 impl Drop for Successor {
     fn drop(&mut self) {
         // The directory may be gone.
-        let _ = fs::remove_file(&self.path);
+        if fs::metadata(&self.path).is_ok_and(|it| it.ino() == self.inode) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -195,6 +200,17 @@ mod tests {
         let successor = Successor::listen(&directory).expect("a socket that another has left is replaced");
         assert!(fs::metadata(directory.join(NAME)).expect("it is there").file_type().is_socket());
         assert!(successor.take().is_empty());
+        fs::remove_dir(directory).expect("it is empty");
+    }
+
+    #[test]
+    fn one_that_has_been_replaced_takes_nothing_away() {
+        let directory = tempfile();
+        let first = Successor::listen(&directory).expect("a socket");
+        let second = Successor::listen(&directory).expect("a socket that another has left is replaced");
+        drop(first);
+        give(&directory, vec![left(0, 2)]);
+        assert_eq!(second.take().len(), 1);
         fs::remove_dir(directory).expect("it is empty");
     }
 

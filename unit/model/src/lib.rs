@@ -1,7 +1,8 @@
 //! How one process of a box follows another, as a model that a checker goes through: three processes, each of which may be started, asked to end (SIGTERM), be asked
 //! by another that takes over, be killed at any step, and end by itself; and the process that puts the interfaces back when nobody follows. The steps are
 //! those of `synproxy/src/appliance.rs`, in its order; what they share is what the kernel keeps: the lock of the state, the lock of the interfaces, the
-//! socket of the queue, which the kernel closes later than it is closed, and the program on the interface with its settings.
+//! socket of the queue, which the kernel closes later than it is closed, or which is given to the process that asked, and the program on the interface with its
+//! settings.
 //!
 //! What is held in every order: no two processes use the tables; a program that gives frames to a worker is that of the process which has the tables; the
 //! interface is bare only while nobody runs; nobody takes back what is another's; and from every state a box can come up.
@@ -32,7 +33,7 @@ enum At {
     Adopted,
     /// Its program is on the interface.
     Ready,
-    /// It is to end: its workers have ended and no longer use the tables. The socket is closed.
+    /// It is to end: its workers have ended and no longer use the tables or the socket.
     WorkersEnded,
     /// It has let go of the interfaces.
     LeftInterfaces,
@@ -62,6 +63,10 @@ struct World {
     /// Who has the socket of the queue, and whether the kernel is still closing it.
     socket: Option<usize>,
     is_closing: bool,
+    /// Who listens for sockets that are given: the last that was to take over. It may have gone since.
+    listener: Option<usize>,
+    /// The socket has come to its owner by that way, which has not taken it yet.
+    is_given: bool,
     /// Whose program is on the interface.
     program: Option<usize>,
     /// Whether the settings are those of a box.
@@ -95,6 +100,8 @@ enum Action {
     Kill(usize),
     /// The kernel has closed the socket.
     Closed,
+    /// A process that was given the socket, but does not get the state, closes it.
+    GivesUp,
     /// The ten seconds of a process's keeper are over: it locks the interfaces if nobody has had them since.
     KeeperBegins(usize),
     KeeperEnds,
@@ -119,6 +126,8 @@ impl Model for Takeover {
             interfaces: None,
             socket: None,
             is_closing: false,
+            listener: None,
+            is_given: false,
             program: None,
             is_set: false,
             left_by: None,
@@ -152,6 +161,9 @@ impl Model for Takeover {
         if world.is_closing {
             actions.push(Action::Closed);
         }
+        if world.is_given && world.state.is_some() && world.state != world.socket {
+            actions.push(Action::GivesUp);
+        }
         if world.interfaces == Some(KEEPER) {
             actions.push(Action::KeeperEnds);
         } else {
@@ -166,6 +178,9 @@ impl Model for Takeover {
             Action::Start { process, takes_over } => {
                 next.processes[process].at = At::Prepared;
                 next.processes[process].takes_over = takes_over;
+                if takes_over {
+                    next.listener = Some(process);
+                }
             }
             Action::Step(number) => self.step(&mut next, number),
             Action::Tell { process, is_followed } => next.processes[process].ends = Some(is_followed),
@@ -180,9 +195,12 @@ impl Model for Takeover {
                 for lock in [&mut next.state, &mut next.interfaces] {
                     *lock = lock.filter(|owner| *owner != number);
                 }
-                next.is_closing |= next.socket == Some(number);
+                if next.socket == Some(number) {
+                    (next.is_given, next.is_closing) = (false, true);
+                }
             }
             Action::Closed => (next.socket, next.is_closing) = (None, false),
+            Action::GivesUp => (next.is_given, next.is_closing) = (false, true),
             Action::KeeperBegins(number) => {
                 next.keepers[number] = false;
                 if next.interfaces.is_none() && next.left_by == Some(number) {
@@ -215,6 +233,16 @@ impl Model for Takeover {
                     .iter()
                     .enumerate()
                     .all(|(number, process)| process.at != At::Ready || (world.program == Some(number) && world.is_set))
+            }),
+            Property::always("what is given is had by one that runs, until it takes it or gives it up", |_, world: &World| {
+                let waits = |at: At| (At::Prepared..=At::HasInterfaces).contains(&at);
+                !world.is_given || world.socket.is_some_and(|owner| waits(world.processes[owner].at))
+            }),
+            Property::sometimes("a process takes over without a socket being closed", |_, world: &World| {
+                world.processes[0].at == At::LeftInterfaces && world.is_given && world.kills == 0
+            }),
+            Property::sometimes("what was given is given up", |_, world: &World| {
+                world.is_given && world.state.is_some_and(|owner| world.socket != Some(owner) && owner != 0)
             }),
             Property::always("nobody takes back what is another's", |_, world: &World| !world.has_harmed),
             Property::always("a restart leaves no interface bare", |_, world: &World| {
@@ -250,6 +278,9 @@ impl Takeover {
                 if self.forgets_what_was_asked {
                     world.asked = None;
                 }
+                if world.listener == Some(number) {
+                    world.listener = None;
+                }
                 At::HasState
             }
             At::Prepared if process.takes_over => {
@@ -261,8 +292,8 @@ impl Takeover {
                 world.is_set = true;
                 At::HasInterfaces
             }
-            At::HasInterfaces if world.socket.is_none() => {
-                world.socket = Some(number);
+            At::HasInterfaces if world.socket.is_none() || world.is_given && world.socket == Some(number) => {
+                (world.socket, world.is_given) = (Some(number), false);
                 At::HasSocket
             }
             At::HasSocket => At::Adopted,
@@ -270,11 +301,13 @@ impl Takeover {
                 world.program = Some(number);
                 At::Ready
             }
-            At::Ready if process.ends.is_some() => {
-                world.is_closing = true;
-                At::WorkersEnded
-            }
+            At::Ready if process.ends.is_some() => At::WorkersEnded,
             At::WorkersEnded => {
+                let successor = world.listener.filter(|next| world.processes[*next].at == At::Prepared);
+                match (process.ends, successor) {
+                    (Some(true), Some(next)) => (world.socket, world.is_given) = (Some(next), true),
+                    _ => world.is_closing = true,
+                }
                 match process.ends {
                     // Left as they are: a keeper begins to wait.
                     Some(true) => (world.keepers[number], world.left_by) = (true, Some(number)),
