@@ -98,8 +98,11 @@ fn two_sites_behind_one_address_by_their_tls_names() {
     let inside =
         whole.trim().strip_prefix("synproxyconf = {").and_then(|rest| rest.strip_suffix("};")).expect("a file");
     let _proxy = Appliance::start(&rig, Backend::Packet, inside);
-    for name in ["a.example", "x.b.example"] {
-        let curl = format!("curl -skv -m 10 --resolve {name}:443:10.77.0.100 https://{name}/");
+    for (name, ask) in [
+        ("a.example", "--resolve a.example:443:10.77.0.100 https://a.example/"),
+        ("x.b.example", "--resolve x.b.example:443:10.77.0.100 https://x.b.example/"),
+    ] {
+        let curl = format!("curl -skv -m 10 {ask}");
         says(&rig.client, &curl, &format!("subject: CN={name}"));
         let openssl = format!("timeout 10 openssl s_client -connect 10.77.0.100:443 -servername {name} </dev/null");
         says(&rig.client, &openssl, &format!("CN = {name}"));

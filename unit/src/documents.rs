@@ -7,7 +7,7 @@
 //! | note | the commands |
 //! |---|---|
 //! | `not run: REASON` | are not run; `docs/verification.md` lists all of these |
-//! | `run by: FILE` | are run by that file, which contains them word for word |
+//! | `run by: FILE` | are run by that file, which contains each of their words |
 //! | `example: REASON` | are no commands, although they look like some |
 //! | `before: LINE` | are run after this shell line; several are run in their order |
 //! | `box: ARGUMENTS` | find a box that was started with these arguments before the ports; with `none` they find none |

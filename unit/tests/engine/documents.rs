@@ -200,6 +200,7 @@ fn a_command_that_another_test_runs_is_in_it() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     for (name, item) in tried() {
         let (Trial::Command(text, _), Some(file)) = (&item.trial, &item.notes.run_by) else { continue };
+        let text = item.notes.with.iter().fold(text.clone(), |text, (word, other)| text.replace(word, other));
         let source =
             read_to_string(root.join(file)).unwrap_or_else(|error| panic!("{name}:{}: {file}: {error}", item.line));
         // Tests put commands together from their words.
