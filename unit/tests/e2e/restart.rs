@@ -436,7 +436,8 @@ fn outlives_restarts(
 
 /// Tables with more room than the connections need, all of which are one client's, and twice as much.
 fn tables() -> [String; 2] {
-    let wanted = (8 * from_environment("CONNECTIONS", DEFAULT)).max(2 * from_environment("IDLE", 0));
+    // For those that are idle, twice as many records as they need: eight make a bucket.
+    let wanted = (8 * from_environment("CONNECTIONS", DEFAULT)).max(from_environment("IDLE", 0) / 4);
     let least = wanted.next_power_of_two().max(4096);
     [least, 2 * least].map(|size| format!("conntablesize = {size}; learnhashsize = 256;"))
 }
