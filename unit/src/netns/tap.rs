@@ -39,6 +39,19 @@ pub struct Told {
     pub label: bool,
 }
 
+/// A segment as it stands in its frame.
+#[derive(Clone, Debug)]
+pub struct Framed {
+    /// The Ethernet address that the frame goes to.
+    pub to: [u8; 6],
+    /// And the one that it comes from.
+    pub from: [u8; 6],
+    /// What the segment acknowledges.
+    pub ack: u32,
+    /// What it says.
+    pub told: Told,
+}
+
 impl Tap {
     /// Listens from now on at every interface of `namespace`.
     ///
@@ -55,17 +68,35 @@ impl Tap {
     /// The TCP segments, in or out, of those ends (source, destination) that are `asked` for. A port alone is no end: now and then a
     /// client has the port that its server listens at.
     pub fn segments(self, asked: impl Fn(SocketAddr, SocketAddr) -> bool) -> Vec<Told> {
+        self.frames(asked).into_iter().map(|framed| framed.told).collect()
+    }
+
+    /// The same that have come since the last time, with their frames' Ethernet addresses. A frame that an interface hands to another one (a macvlan) is
+    /// there twice.
+    pub fn frames(&self, asked: impl Fn(SocketAddr, SocketAddr) -> bool) -> Vec<Framed> {
         let mut buffer = vec![0; 1 << 16];
-        let mut segments = Vec::new();
+        let mut frames = Vec::new();
         while let Ok(len) = socket::recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
             let Ok(packet) = SlicedPacket::from_ethernet(&buffer[..len]) else { continue };
             let (Some(net), Some(TransportSlice::Tcp(tcp))) = (&packet.net, &packet.transport) else { continue };
             let Some([source, destination]) = ends(net, tcp) else { continue };
             if asked(source, destination) {
-                segments.push(tell(net, tcp));
+                let mac = |at: usize| *buffer[at..].first_chunk().expect("it begins with two addresses");
+                frames.push(Framed {
+                    to: mac(0),
+                    from: mac(6),
+                    ack: tcp.acknowledgment_number(),
+                    told: tell(net, tcp),
+                });
             }
         }
-        segments
+        frames
+    }
+
+    /// How long the longest frame is that has come in or gone out, in bytes.
+    pub fn longest(self) -> usize {
+        let flags = MsgFlags::MSG_TRUNC;
+        std::iter::from_fn(|| socket::recv(self.0.as_raw_fd(), &mut [], flags).ok()).max().unwrap_or(0)
     }
 }
 

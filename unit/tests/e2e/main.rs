@@ -47,6 +47,7 @@ mod roles;
 mod services;
 mod shed;
 mod signals;
+mod stations;
 mod tcp;
 mod terminal;
 mod tools;

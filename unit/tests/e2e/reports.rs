@@ -18,19 +18,28 @@ use unit::netns::{self, Namespace, Rig, Tap, TcpInfo, TimedTap, traffic, within}
 use super::field::{ENDS, NEIGHBOUR, hub};
 
 /// What a test puts in the middle: the bridge, and boxes of each kind.
-fn middles() -> impl Iterator<Item = Option<&'static str>> {
+pub fn middles() -> impl Iterator<Item = Option<&'static str>> {
     netns::MIDDLES.into_iter().chain([Some("handshake = early;")])
 }
 
 /// Does what a test does with each of [`middles`] at the same time: it waits more than it computes. `prepare` changes the rig first.
 fn with_each<T>(prepare: impl Fn(&Rig) -> T, check: impl Fn(&Rig, Option<&str>) + Sync) {
+    with_each_of(middles(), prepare, check);
+}
+
+/// The same with each of these.
+pub fn with_each_of<T>(
+    middles: impl Iterator<Item = Option<&'static str>>,
+    prepare: impl Fn(&Rig) -> T,
+    check: impl Fn(&Rig, Option<&str>) + Sync,
+) {
     let stand = |middle: Option<&'static str>| {
         let rig = Rig::new();
         let kept = prepare(&rig);
         let proxy = netns::stand(&rig, middle);
         (proxy, kept, rig, middle)
     };
-    let rigs: Vec<_> = middles().map(stand).collect();
+    let rigs: Vec<_> = middles.map(stand).collect();
     thread::scope(|scope| {
         let check = &check;
         let running: Vec<_> = rigs.iter().map(|(_, _, rig, middle)| scope.spawn(move || check(rig, *middle))).collect();
@@ -41,12 +50,12 @@ fn with_each<T>(prepare: impl Fn(&Rig) -> T, check: impl Fn(&Rig, Option<&str>) 
 }
 
 /// Listens at `ip` of the server, after `prepare` has seen the socket.
-fn listen(rig: &Rig, ip: IpAddr, prepare: impl FnOnce(&OwnedFd) -> io::Result<()> + Send) -> TcpListener {
+pub fn listen(rig: &Rig, ip: IpAddr, prepare: impl FnOnce(&OwnedFd) -> io::Result<()> + Send) -> TcpListener {
     rig.server.run(|| Making { port: 80, ..Making::default() }.listen(ip, prepare)).expect("listening")
 }
 
 /// Connects from `own` to a listener, after `prepare` has seen the socket, and returns both ends, the client's first.
-fn connect(
+pub fn connect(
     client: &Namespace,
     own: IpAddr,
     listener: &TcpListener,
@@ -58,7 +67,7 @@ fn connect(
 }
 
 /// So many bytes to the server, then to the client.
-fn talk([client, server]: [&TcpStream; 2], bytes: u64) -> io::Result<()> {
+pub fn talk([client, server]: [&TcpStream; 2], bytes: u64) -> io::Result<()> {
     for (seed, from, to) in [(1, client, server), (2, server, client)] {
         thread::scope(|scope| {
             let sending = scope.spawn(|| traffic::send(from, seed, bytes));
@@ -161,7 +170,7 @@ fn clients_of_a_server_behind_the_kernels_synproxy_keep_their_options() {
 }
 
 /// Connects from a port that another connection had a moment ago, which the client's kernel may be about to forget; 0 is any port.
-fn connect_from(
+pub fn connect_from(
     client: &Namespace,
     own: SocketAddr,
     address: SocketAddr,
