@@ -11,6 +11,7 @@
 //! Needs root. What a killed test leaves behind, the next one removes: see [`harness::leftovers`].
 
 pub mod appliance;
+pub mod big_tcp;
 pub mod card;
 pub mod counters;
 pub mod mangle;

@@ -7,9 +7,10 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
-use harness::{note, test};
+use harness::{ignore, note, test};
+use nix::sys::signal::Signal;
 use unit::netns::tags::{CUSTOMER, PROVIDER, Tag};
-use unit::netns::{self, Appliance, Backend, Namespace, Rig, traffic};
+use unit::netns::{self, Appliance, Backend, Namespace, Report, Rig, Tap, traffic};
 
 const MB: u64 = 1 << 20;
 
@@ -158,6 +159,144 @@ fn tcp_in_a_tunnel_between_hosts_with_default_offloads_keeps_its_bytes() {
         }
         assert!(proxy.stop().status.success());
     }
+}
+
+/// Super-frames of BIG TCP are as long at most, of those here.
+const BIG: u32 = 185_000;
+
+/// What is longer has no length in the 16 bits of an IP header.
+const ABOVE: usize = 14 + 65_535;
+
+/// What a box has counted of both ports under the names that begin so.
+fn counted(report: &Report, beginning: &str) -> u64 {
+    let numbers = |line: &String| line.split_whitespace().flat_map(str::parse::<u64>).sum::<u64>();
+    report.log.iter().filter(|line| line.starts_with(beginning)).map(numbers).sum()
+}
+
+/// Frames that the interfaces of a rig have counted as dropped: a veth whose peer takes no more is one that does.
+fn dropped(rig: &Rig) -> u64 {
+    let ends = [(&rig.client, "c0"), (&rig.server, "s0"), (&rig.middle, Rig::LAN), (&rig.middle, Rig::WAN)];
+    let of = |(host, interface): (&Namespace, &str)| -> u64 {
+        let counts = host.sh(&format!("cat /sys/class/net/{interface}/statistics/[rt]x_dropped"));
+        counts.split_whitespace().map(|count| count.parse::<u64>().expect("a number")).sum()
+    };
+    ends.map(of).iter().sum()
+}
+
+/// A rig whose hosts send super-frames above 64 KiB, and windows for some at a time.
+fn rig_of_big_tcp(window: u32) -> Rig {
+    let rig = Rig::new().with_big_tcp(BIG);
+    rig.sysctl("net.ipv4.tcp_wmem", &format!("4096 262144 {window}"));
+    rig.sysctl("net.ipv4.tcp_rmem", &format!("4096 1048576 {}", 4 * window));
+    rig
+}
+
+/// So much each way, over connections of both families opened from either side. Returns the longest frame that sender or receiver saw of each.
+fn exchange_watched(rig: &Rig, bytes: u64, what: &str) -> Vec<usize> {
+    let mut longest = vec![];
+    for (client, server) in PAIRS {
+        for (from, to, address) in [(&rig.client, &rig.server, server), (&rig.server, &rig.client, client)] {
+            let service = to.serve(address, 0, traffic::exchanged);
+            let taps = [from, to].map(Tap::open);
+            let stream = from.connect(service.address).expect("connecting");
+            let speeds = traffic::exchange(&stream, bytes, bytes);
+            let speeds = speeds.unwrap_or_else(|e| panic!("{what}, {address}: {e}"));
+            let lengths = taps.map(Tap::longest);
+            note!("{what}, {address}: {:.0} and {:.0} Mbit/s, frames up to {lengths:?}", speeds[0], speeds[1]);
+            longest.extend(lengths);
+        }
+    }
+    longest
+}
+
+#[test]
+fn super_frames_above_64_kib_arrive_whole_or_cut() {
+    const BYTES: u64 = 16 * MB;
+    let by_name = || [Rig::LAN, Rig::WAN].map(String::from).to_vec();
+    let middles = [
+        ("the bridge", vec![], ""),
+        ("driver mode", Backend::Driver.arguments(), netns::CACHE_ON),
+        ("generic mode", Backend::Generic.arguments(), netns::CACHE_ON),
+        ("packet", Backend::Packet.arguments(), netns::CACHE_ON),
+        ("what the box chooses", by_name(), netns::CACHE_ON),
+        ("what the box chooses with a fast path", by_name(), "fast_path = auto;"),
+    ];
+    for (middle, ports, config) in middles {
+        let rig = rig_of_big_tcp(512 << 10);
+        let proxy = if ports.is_empty() {
+            rig.bridge();
+            None
+        } else {
+            Some(Appliance::start_on(&rig, &ports, config, &[]))
+        };
+        let before = rig.counters();
+        let longest = rig.judge([0, 0], || exchange_watched(&rig, BYTES, middle));
+        let after = rig.counters();
+        let again: i64 = after.iter().zip(&before).map(|(end, before)| end.since(before).get("TcpRetransSegs")).sum();
+        let (again, dropped) = (again as u64, dropped(&rig));
+        let report = proxy.map(Appliance::stop);
+        let of_box = |name| report.as_ref().map_or(0, |report| counted(report, name));
+        let (cut, lost) = (of_box("super-frames cut"), of_box("lost, "));
+        let refused = of_box("lost, uncut") + of_box("lost, too long");
+        note!(
+            "{middle}: {again} segments sent again, the box cut {cut} frames and lost {lost}, veths dropped {dropped}"
+        );
+        // What is lost is counted: a host asks again without need (TLP) some times a connection. Of a super-frame each segment is sent again.
+        let most = 50 + dropped + lost * u64::from(BIG) / 1448;
+        assert!(
+            again <= most,
+            "{middle}: {again} segments sent again, {dropped} dropped by veths, {lost} lost in the box"
+        );
+        assert_eq!(refused, 0, "{middle}: super-frames that were not taken or not cut");
+        // In both families, from both sides.
+        let are_above = longest.iter().all(|length| *length > ABOVE);
+        let are_short = longest.iter().all(|length| *length <= 1514);
+        match &report {
+            None if !are_above => ignore("this kernel sends no super-frames above 64 KiB in both families"),
+            None => {}
+            // In front of a veth's program the sender's kernel cuts them itself.
+            Some(report) if report.log.iter().any(|line| line.contains("driver mode")) => {
+                assert!(are_short && cut == 0, "{middle}: frames of {longest:?} bytes, {cut} cut");
+            }
+            Some(_) => {
+                let mut families = longest.chunks(longest.len() / 2);
+                let are_above = families.all(|family| family.iter().max() > Some(&ABOVE));
+                assert!(are_above && cut > 0, "{middle}: frames of {longest:?} bytes, {cut} cut");
+            }
+        }
+    }
+}
+
+#[test]
+fn super_frames_beyond_what_a_socket_holds_are_counted_and_their_connections_end() {
+    const CONNECTIONS: usize = 16;
+    let rig = rig_of_big_tcp(8 << 20);
+    let proxy = Appliance::start(&rig, Backend::Packet, netns::CACHE_ON);
+    let servers = PAIRS.map(|(_, server)| rig.server.serve(server, 0, traffic::exchanged));
+    thread::scope(|scope| {
+        let transfers: Vec<_> = (0..CONNECTIONS)
+            .map(|n| {
+                let stream = rig.client.connect(servers[n % 2].address).expect("connecting");
+                scope.spawn(move || traffic::exchange(&stream, 16 * MB, MB))
+            })
+            .collect();
+        // Nobody takes frames off the sockets for a while.
+        for _ in 0..6 {
+            thread::sleep(Duration::from_millis(50));
+            proxy.signal(Signal::SIGSTOP);
+            thread::sleep(Duration::from_millis(100));
+            proxy.signal(Signal::SIGCONT);
+        }
+        for transfer in transfers {
+            transfer.join().expect("a client does not panic").expect("every byte arrives");
+        }
+    });
+    let report = proxy.stop();
+    let (cut, lost) = (counted(&report, "super-frames cut"), counted(&report, "lost, too long"));
+    note!("{cut} super-frames cut, {lost} lost\n{}", report.log.join("\n"));
+    assert!(lost > 0, "more than a socket holds came at once, and nothing is counted:\n{}", report.log.join("\n"));
+    let wrong = rig.counters().map(|end| end.get("TcpInCsumErrors"));
+    assert_eq!(wrong, [0; 2], "a checksum was wrong");
 }
 
 #[test]
