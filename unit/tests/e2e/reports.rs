@@ -346,6 +346,24 @@ fn a_deferred_connection_opens(rig: &Rig, middle: Option<&str>, own: IpAddr, ip:
 }
 
 #[test]
+fn a_server_whose_answers_may_be_fragmented_is_connected() {
+    with_each(
+        // So none of its packets says that it may not be.
+        |rig| rig.server.sysctl("net.ipv4.ip_no_pmtu_disc", "1"),
+        |rig, middle| {
+            in_both_families(|own, ip| {
+                let listener = listen(rig, ip, |_| Ok(()));
+                for _ in 0..2 {
+                    let ends = connect(&rig.client, own, &listener, |_| Ok(()));
+                    let [client, server] = ends.unwrap_or_else(|e| panic!("{middle:?}, {ip}: {e}"));
+                    talk([&client, &server], 100_000).unwrap_or_else(|e| panic!("{middle:?}, {ip}: {e}"));
+                }
+            });
+        },
+    );
+}
+
+#[test]
 fn a_server_that_defers_accepting_is_connected_to_clients_that_are_silent() {
     with_each(|_| (), |rig, middle| in_both_families(|own, ip| a_deferred_connection_opens(rig, middle, own, ip)));
 }

@@ -162,6 +162,36 @@ in_every_mode! {
 // ---- a SYN repeated with other options ----
 
 in_every_mode! {
+    fn an_option_that_nobody_knows_is_not_reflected(world, client, server) {
+        let _ = (client, server);
+        let mss = world.mss();
+        // SMC-R (RFC 7609) as z/OS and Linux ask for it, an experiment of nobody, and a number that is not assigned.
+        let asked: [&[u8]; 3] = [&[254, 6, 0xe2, 0xd4, 0xc3, 0xd9, 1, 1], &[253, 4, 0x12, 0x34], &[200, 3, 7, 1]];
+        for (n, asked) in asked.iter().enumerate() {
+            let (client, server) = world.on_port(100 + n as u16);
+            for repeated in [false, true] {
+                client.sends(syn(CLIENT_ISN).mss(536).raw(asked));
+                let offered = client.gets(syn_ack(ANY, CLIENT_ISN + 1).any_window().mss(mss));
+                if repeated {
+                    client.sends(acknowledges(&offered));
+                    server.gets(segment(SYN, CLIENT_ISN, 0).any_window().mss(536));
+                }
+            }
+        }
+    }
+
+    fn a_small_segment_size_beside_the_greatest_scale_reaches_the_server(world, client, server) {
+        let theirs = Terms { mss: Some(536), wscale: Some(14), sack: false, ts: false, window: 64_240 };
+        client.sends(theirs.on(syn(CLIENT_ISN), (0, 0)));
+        let offered = client.gets(syn_ack(ANY, CLIENT_ISN + 1).any_window().any_options());
+        let (offered, server_syn) = proves_by(&client, &server, &offered);
+        assert_eq!(server_syn.mss(), Some(536));
+        let scale = server_syn.wscale().expect("the client scales");
+        let is_kept = world.mode().config().syn_cache_max > 0;
+        assert!(if is_kept { scale == 14 } else { scale <= 14 }, "{scale}");
+        answers(&world, &client, &server, &offered, &server_syn, Terms::linux(world.mss()));
+    }
+
     fn each_answer_to_a_syn_is_opened_by_its_own_acknowledgement(world, client, server) {
         let _ = (client, server);
         let mss = world.mss();
