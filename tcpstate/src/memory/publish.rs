@@ -6,7 +6,7 @@
 use super::{AtomicU64, Ordering, fence};
 
 /// Writes an entry whose first word is its stamp. While `fill` writes the others the stamp is zero, which is no entry's; then it is `next`, which no entry here
-/// has had. Whoever reads the stamp, the others, and the stamp again, and has found the same one twice, has read what was written with it.
+/// has had. A reader that reads the stamp, the others, and the stamp again, and finds the same one twice, has read what was written with it.
 ///
 /// One thread may write, and readers read in that order: by loads that the processor does not exchange.
 #[inline]
